@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything an embedder needs.
+#pragma once
+
+#include "epjit/communicator.hpp"
+#include "epjit/error.hpp"
+#include "epjit/exchange.hpp"
+#include "epjit/log.hpp"
+#include "epjit/runtime.hpp"
+#include "epjit/types.hpp"

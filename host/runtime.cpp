@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "epjit/epjit.hpp"
+
+namespace epjit {
+
+std::string_view runtime::version() noexcept { return EPJIT_VERSION; }
+
+}  // namespace epjit

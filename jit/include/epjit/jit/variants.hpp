@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one place that decides which variants exist: `warm`, `prepare()`, `run`, `bench` and `explain` all use it.
+#pragma once
+
+#include "epjit/jit/model.hpp"
+#include "epjit/jit/spec.hpp"
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace epjit::jit {
+
+/// Builders of canonical specs: fields that do not matter are zeroed, knobs come from the cost model.
+/// @throws config_error when a value is out of the library's bounds.
+variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots, std::int32_t num_ranks,
+                       std::int32_t topk, bool sparse);
+/// permute when num_ranks is 1, else dispatch of `exchange`. `output` differs from `input` only for the fused
+/// quantiser (fp8_e4m3 with `scales`); an fp8 input passes through with `scales`.
+variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
+                          std::int32_t topk, dtype input, dtype output, scale_type scales);
+/// unpermute when num_ranks is 1, else combine of `exchange`. `type` is bf16, fp16 or f32.
+variant_spec gather_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
+                         std::int32_t topk, dtype type);
+
+/// `base`: what a forward run of the model needs (`--set default`); `all` adds sparse routing, other exchanges, dtypes.
+enum class variant_set { base, all };
+
+/// What to list variants for.
+struct variant_request {
+    model_shape model;
+    std::vector<std::int32_t> ranks;   ///< each R of interest
+    std::vector<target_arch> archs;
+    variant_set set = variant_set::base;
+};
+
+/// Every variant of the request, each once, in a stable order.
+std::vector<variant_spec> list_variants(const variant_request& request);
+
+/// The variants one run loads: a subset of list_variants for the same model, R and arch.
+struct run_request {
+    std::int32_t hidden = 0, num_experts = 0, num_slots = 0, topk = 0, num_ranks = 1;
+    target_arch arch;
+    exchange_kind exchange = exchange_kind::loopback;  ///< `host` needs none
+    routing_form routing = routing_form::dense;
+    dtype input = dtype::bf16;          ///< the caller's rows
+    dtype wire = dtype::bf16;           ///< dispatched rows; fp8_e4m3 with scales quantises
+    scale_type scales = scale_type::none;
+    dtype combine = dtype::bf16;
+};
+std::vector<variant_spec> run_variants(const run_request& request);
+
+}  // namespace epjit::jit

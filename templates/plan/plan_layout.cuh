@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a plan is in memory, and the arguments of the kernel that makes it. Shared by device code and the host.
+#pragma once
+
+#include "base/types.cuh"
+
+namespace epjit::templates {
+
+/// Compile-time shape of a plan kernel.
+struct plan_config {
+    i32 num_experts;  ///< E, logical experts: 1 to max_experts
+    i32 num_slots;    ///< S, expert slots over all ranks
+    i32 num_ranks;    ///< R
+    i32 topk;         ///< K: 1 to max_topk
+    bool sparse;      ///< routing is a [T,E] u8 map instead of [T,K] ids
+    i32 threads;      ///< per block, a multiple of 32
+};
+
+/// One (token, chosen expert) pair. A token has K of them in ascending slot order; unused ones come last with
+/// `rank == no_rank`. `row` is the place in the destination rank's output, -1 when over capacity. On the flat layout
+/// the entries of a token that share a rank share a row.
+struct plan_entry {
+    i32 row;
+    u16 rank;
+    u16 column;  ///< where weight and gradient lie in the caller's row: k for dense ids, the expert for a sparse map
+};
+static_assert(sizeof(plan_entry) == 8 && alignof(plan_entry) == 4);
+
+inline constexpr u16 no_rank = 0xffff;
+
+/// Counters that the device raises and the host reports at its next call. One per plan, the same on every rank.
+struct plan_status {
+    u32 bad_ids;        ///< ids outside [0, E) other than -1, treated as -1
+    u32 duplicate_ids;  ///< later occurrences of an expert within one token, treated as -1
+    u32 excess_ids;     ///< set bits of a sparse row beyond the K-th, ignored
+    u32 dropped_rows;   ///< (token, slot) pairs, or flat rows, that did not fit the capacity
+    u32 timed_out;      ///< non-zero when a grid barrier gave up: the plan is unusable
+    u32 ready;          ///< the plan's sequence number, written last with system scope
+};
+static_assert(sizeof(plan_status) == 24);
+
+/// What a driven rank brings to a plan.
+struct plan_rank {
+    const void* routing;  ///< dense: ids [T,K] of `width`; sparse: u8 [T,E]; contiguous rows
+    i32 num_tokens;       ///< T, 0 allowed
+    i32 first_token;      ///< global index of this rank's token 0: the sum of num_tokens of the ranks before
+    i32 capacity;         ///< rows of this rank's output (masked: rows per slot); max i32 when exact
+    i32 reserved;
+};
+static_assert(sizeof(plan_rank) == 24);
+
+/// Kernel arguments up to the per-rank table. Token t of driven rank r has the global index `ranks[r].first_token + t`;
+/// rows are ordered by (slot, source rank, token), which is (slot, global token).
+struct plan_head {
+    // Placement, device memory.
+    const i32* expert_first;  ///< [E+1] CSR over expert_slots
+    const u16* expert_slots;  ///< [S] slots of each expert, ascending
+    const u16* slot_rank;     ///< [S]
+    const i32* rank_first;    ///< [R+1] first slot of each rank
+
+    // The plan, device memory.
+    plan_entry* entries;          ///< [num_tokens, K]
+    u16* entry_slots;             ///< [num_tokens, K] slot of each entry, 0xffff when unused
+    i32* slot_counts;             ///< [S] rows of each slot after capacity
+    i32* slot_offsets;            ///< [S+R] per rank r: L_r + 1 closed offsets from rank_first[r] + r on
+    i32* rank_rows;               ///< [R] rows of each rank's output: expert_major with padding, flat, masked L * capacity
+    u16* block_counts;            ///< scratch [blocks, keys], keys = S, and R more on the flat layout
+    u32* barrier;                 ///< scratch, two words, zero before the first launch; every launch leaves them zero
+    plan_status* device_status;   ///< accumulated on the device; the kernel clears it first
+
+    // Pinned host memory.
+    plan_status* host_status;
+    i32* host_counts;  ///< exact: [S] slot counts then [R] rank_rows; null in static mode
+
+    u64 timeout_ns;  ///< limit of the grid barrier
+    i32 num_tokens;  ///< of all ranks
+    id_width width;
+    row_layout layout;
+    i32 alignment;       ///< expert_major segments start at multiples of this many rows; at least 1
+    i32 ids_are_slots;   ///< dense ids name slots directly (the caller chose the replicas)
+    u32 sequence;        ///< value of host_status->ready when done
+};
+static_assert(sizeof(plan_head) == 144);
+
+/// Kernel arguments for R ranks. The host fills the largest instance; a kernel for fewer ranks reads its front.
+template <i32 NumRanks>
+struct plan_args : plan_head {
+    plan_rank ranks[NumRanks];
+};
+static_assert(sizeof(plan_args<max_driven_ranks>) == 144 + 24 * 64);
+
+}  // namespace epjit::templates
