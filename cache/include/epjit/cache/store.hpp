@@ -30,6 +30,8 @@ struct store_options {
     /// `false`: an unsafe or unusable first layer is skipped with one warning; `true` (the command's `--cache-dir`
     /// for warm and cache): it is a cache_error naming the command that mends it.
     bool strict = false;
+    /// `false`: a missing first layer is not created (commands that only look); it is then an empty cache.
+    bool create = true;
     logger log;
 };
 
@@ -50,6 +52,8 @@ struct served {
 struct store_counters {
     std::atomic<std::uint64_t> memory_hits{0}, disk_hits{0}, misses{0}, compiles{0}, compile_failures{0}, corrupt{0},
         write_failures{0}, lock_waits{0}, lock_timeouts{0}, evicted{0}, compile_us{0};
+    std::atomic<std::uint64_t> misses_other_compiler{0};  ///< of misses: the variant is stored, by another build only
+    std::atomic<std::uint64_t> read_failures{0};          ///< an entry could not be opened or read; a miss
 };
 
 /// One entry of a listing.
@@ -62,12 +66,20 @@ struct entry_info {
     std::uint64_t bytes = 0;
     std::int64_t last_used = 0;  ///< seconds since 1970
     int layer = 0;
+    std::string compiler_description;  ///< "NVRTC 13.0.88"
+    std::string spec;                  ///< jit::describe
 };
+
+namespace detail {
+class file_ops;
+}
 
 class store {
    public:
     /// @throws cache_error only when `strict`.
     explicit store(const store_options& options);
+    /// For tests: every system call goes through `ops`, which outlives the store.
+    store(const store_options& options, detail::file_ops& ops);
     ~store();
     store(const store&) = delete;
     store& operator=(const store&) = delete;
@@ -99,8 +111,10 @@ class store {
     /// Evicts least recently used entries until the bounds (or `max_bytes`) hold; never one in use. Returns how many.
     std::uint64_t prune(std::optional<std::uint64_t> max_bytes);
     /// One file with every verified entry / the reverse; both count entries. @throws cache_error.
-    std::uint64_t export_to(const std::string& file) const;
-    std::uint64_t import_from(const std::string& file);
+    std::uint64_t export_to(const std::string& file, jit::digest* pack_digest = nullptr) const;
+    /// The checksum inside proves integrity, not origin: with `expected` (what export gave as `pack_digest`) another
+    /// pack is refused. A damaged pack stores nothing.
+    std::uint64_t import_from(const std::string& file, const jit::digest* expected = nullptr);
 
     [[nodiscard]] const store_counters& counters() const noexcept;
     /// The directory that is written, empty when none can be.
