@@ -3,6 +3,8 @@
 
 namespace epjit {
 
-std::string_view runtime::version() noexcept { return EPJIT_VERSION; }
+std::string_view runtime::version() noexcept {
+    return EPJIT_VERSION;
+}
 
 }  // namespace epjit

@@ -16,11 +16,11 @@ namespace epjit::host {
 /// Placement with its tables made explicit. Slots are numbered in (rank, local slot) order.
 struct placement_tables {
     std::int32_t num_slots = 0;
-    std::vector<std::int32_t> slot_expert;   ///< [S]
-    std::vector<std::uint16_t> slot_rank;    ///< [S]
-    std::vector<std::int32_t> rank_first;    ///< [R+1]
-    std::vector<std::int32_t> expert_first;  ///< [E+1]
-    std::vector<std::uint16_t> expert_slots; ///< [S] ascending per expert
+    std::vector<std::int32_t> slot_expert;    ///< [S]
+    std::vector<std::uint16_t> slot_rank;     ///< [S]
+    std::vector<std::int32_t> rank_first;     ///< [R+1]
+    std::vector<std::int32_t> expert_first;   ///< [E+1]
+    std::vector<std::uint16_t> expert_slots;  ///< [S] ascending per expert
 };
 
 /// @throws config_error: a slot's expert out of range, sums that do not match, an expert without a slot.

@@ -22,7 +22,9 @@ int hex_value(char c) noexcept {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-XXH3_state_t* as_state(void* p) noexcept { return static_cast<XXH3_state_t*>(p); }
+XXH3_state_t* as_state(void* p) noexcept {
+    return static_cast<XXH3_state_t*>(p);
+}
 
 }  // namespace
 
@@ -62,7 +64,9 @@ digest hash_bytes(std::span<const std::byte> bytes) noexcept {
     return from_xxh(XXH3_128bits(bytes.data(), bytes.size()));
 }
 
-digest hash_text(std::string_view text) noexcept { return from_xxh(XXH3_128bits(text.data(), text.size())); }
+digest hash_text(std::string_view text) noexcept {
+    return from_xxh(XXH3_128bits(text.data(), text.size()));
+}
 
 field_hasher::field_hasher() : state_(XXH3_createState()) {
     if (state_ == nullptr) {
@@ -71,7 +75,9 @@ field_hasher::field_hasher() : state_(XXH3_createState()) {
     XXH3_128bits_reset(as_state(state_));
 }
 
-field_hasher::~field_hasher() { XXH3_freeState(as_state(state_)); }
+field_hasher::~field_hasher() {
+    XXH3_freeState(as_state(state_));
+}
 
 field_hasher& field_hasher::add(std::string_view text) noexcept {
     add_number(static_cast<std::int64_t>(text.size()));
@@ -93,6 +99,8 @@ field_hasher& field_hasher::add_number(std::int64_t value) noexcept {
     return *this;
 }
 
-digest field_hasher::finish() const noexcept { return from_xxh(XXH3_128bits_digest(as_state(state_))); }
+digest field_hasher::finish() const noexcept {
+    return from_xxh(XXH3_128bits_digest(as_state(state_)));
+}
 
 }  // namespace epjit::jit

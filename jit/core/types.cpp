@@ -9,9 +9,9 @@ namespace {
 template <class Enum>
 struct names;
 
-#define EPJIT_NAMES(Enum, ...)                                             \
-    template <>                                                            \
-    struct names<Enum> {                                                   \
+#define EPJIT_NAMES(Enum, ...)                                                       \
+    template <>                                                                      \
+    struct names<Enum> {                                                             \
         static constexpr auto values = std::to_array<std::string_view>(__VA_ARGS__); \
     }
 
@@ -57,8 +57,10 @@ std::optional<Enum> parse(std::string_view text) noexcept {
     return std::nullopt;
 }
 
-#define EPJIT_DEFINE(Enum)                                                  \
-    std::string_view name(Enum value) noexcept { return name_of(value); } \
+#define EPJIT_DEFINE(Enum)                       \
+    std::string_view name(Enum value) noexcept { \
+        return name_of(value);                   \
+    }                                            \
     template std::optional<Enum> parse<Enum>(std::string_view) noexcept
 
 EPJIT_DEFINE(dtype);

@@ -3,6 +3,8 @@
 
 namespace epjit::tools {
 
-std::string_view version_text() { return runtime::version(); }
+std::string_view version_text() {
+    return runtime::version();
+}
 
 }  // namespace epjit::tools

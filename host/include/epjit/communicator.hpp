@@ -22,10 +22,12 @@ class EPJIT_API communicator {
     /// R virtual ranks on one GPU; its primary context is retained. 1 <= ranks <= 64.
     /// @throws config_error, library_error (no driver), cuda_error.
     static communicator loopback(runtime& rt, int ranks, int device = 0);
-    /// Works on a child of a borrowed communicator, which stays the caller's. @throws unsupported_error in this version.
+    /// Works on a child of a borrowed communicator, which stays the caller's. @throws unsupported_error in this
+    /// version.
     static communicator from_nccl(runtime& rt, ncclComm* borrowed, int device);
     /// From a 128-byte ncclUniqueId that the caller shared out. @throws unsupported_error in this version.
-    static communicator from_unique_id(runtime& rt, std::span<const std::byte, 128> id, int rank, int ranks, int device);
+    static communicator from_unique_id(runtime& rt, std::span<const std::byte, 128> id, int rank, int ranks,
+                                       int device);
     /// From RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT or the Open MPI / Slurm equivalents.
     /// @throws unsupported_error in this version.
     static communicator from_launcher(runtime& rt);
@@ -34,9 +36,9 @@ class EPJIT_API communicator {
     communicator(communicator&&) noexcept;
     communicator& operator=(communicator&&) noexcept;
 
-    [[nodiscard]] int num_ranks() const noexcept;     ///< R
-    [[nodiscard]] int num_driven() const noexcept;    ///< ranks that this communicator drives
-    [[nodiscard]] int first_driven() const noexcept;  ///< the lowest of them; they are consecutive
+    [[nodiscard]] int num_ranks() const noexcept;       ///< R
+    [[nodiscard]] int num_driven() const noexcept;      ///< ranks that this communicator drives
+    [[nodiscard]] int first_driven() const noexcept;    ///< the lowest of them; they are consecutive
     [[nodiscard]] exchange_kind kind() const noexcept;  ///< host, loopback, or automatic for NCCL-backed ones
 
     [[nodiscard]] epjit::host::communicator_state& state() const noexcept { return *state_; }

@@ -6,8 +6,8 @@
 // it. Memory is the caller's; sizes come from the queries.
 #pragma once
 
-#include "epjit/export.hpp"
 #include "epjit/communicator.hpp"
+#include "epjit/export.hpp"
 #include "epjit/types.hpp"
 
 #include <cstddef>
@@ -41,20 +41,20 @@ struct memory_hooks {
 struct exchange_config {
     std::uint32_t version = 1;
     exchange_kind kind = exchange_kind::automatic;
-    std::int32_t hidden = 0;               ///< H
-    std::int32_t num_experts = 0;          ///< E, logical
-    std::int32_t topk = 0;                 ///< K
-    std::int32_t max_tokens_per_rank = 0;  ///< sizes workspace; exceeding it in a call is an error
+    std::int32_t hidden = 0;                  ///< H
+    std::int32_t num_experts = 0;             ///< E, logical
+    std::int32_t topk = 0;                    ///< K
+    std::int32_t max_tokens_per_rank = 0;     ///< sizes workspace; exceeding it in a call is an error
     std::int32_t ll_max_tokens_per_rank = 0;  ///< calls bounded by this use the low-latency path where there is one
     routing_form routing = routing_form::dense;
-    dtype input_type = dtype::bf16;     ///< of dispatch's input rows
-    dtype dispatch_type = dtype::bf16;  ///< of dispatched rows; fp8_e4m3 from wider rows is the fused quantiser
+    dtype input_type = dtype::bf16;        ///< of dispatch's input rows
+    dtype dispatch_type = dtype::bf16;     ///< of dispatched rows; fp8_e4m3 from wider rows is the fused quantiser
     scale_type scales = scale_type::none;  ///< of fp8 rows
-    dtype combine_type = dtype::bf16;   ///< bf16, fp16 or f32: rows given to combine, wire and result
+    dtype combine_type = dtype::bf16;      ///< bf16, fp16 or f32: rows given to combine, wire and result
     epjit::placement placement;
     const std::int32_t* rank_hosts = nullptr;  ///< [R] host of each rank, for reduction::per_host; null: one host
-    std::int32_t lanes = 1;                ///< independent sets of workspace and flags: 1 or 2
-    std::int32_t num_sms = 0;              ///< bound on all resident blocks of a call; 0: automatic
+    std::int32_t lanes = 1;                    ///< independent sets of workspace and flags: 1 or 2
+    std::int32_t num_sms = 0;                  ///< bound on all resident blocks of a call; 0: automatic
     memory_hooks memory;
 };
 
@@ -64,14 +64,14 @@ struct plan_options {
     epjit::layout layout = layout::expert_major;
     epjit::overflow overflow = overflow::fail;  ///< static mode
     id_type ids = id_type::i64;
-    std::int32_t alignment = 1;  ///< rows; expert_major segments start at multiples of it
+    std::int32_t alignment = 1;    ///< rows; expert_major segments start at multiples of it
     std::int32_t token_bound = 0;  ///< a bound on every rank's T, 0: max_tokens_per_rank
     std::int32_t lane = 0;
 };
 
 /// What one driven rank brings to a plan.
 struct plan_args {
-    const void* routing = nullptr;  ///< dense/slots: ids [T,K]; sparse: u8 [T,E]; contiguous; device memory (host: ordinary)
+    const void* routing = nullptr;  ///< device memory (host: ordinary), contiguous: ids [T,K], sparse u8 [T,E]
     std::int32_t num_tokens = 0;    ///< T, 0 allowed
     std::int32_t capacity = 0;      ///< static mode: rows of the outputs (masked: rows per slot, all modes)
 };
@@ -81,9 +81,9 @@ struct plan_args {
 struct plan_view {
     const std::int32_t* counts = nullptr;   ///< [L] rows of each local slot (flat: rows that want the slot)
     const std::int32_t* offsets = nullptr;  ///< [L+1] first row of each slot, closed (flat: all 0 but the last, = rows)
-    const std::int32_t* num_rows = nullptr; ///< [1] rows of the output: padding included, masked L * capacity
-    std::int32_t num_slots = 0;             ///< L
-    std::int64_t rows = -1;                 ///< exact mode: *num_rows, known to the host; static: -1
+    const std::int32_t* num_rows = nullptr;     ///< [1] rows of the output: padding included, masked L * capacity
+    std::int32_t num_slots = 0;                 ///< L
+    std::int64_t rows = -1;                     ///< exact mode: *num_rows, known to the host; static: -1
     const std::int32_t* host_counts = nullptr;  ///< exact mode: [L] on the host
 };
 
@@ -121,10 +121,10 @@ struct dispatch_args {
     tensor_view input;               ///< [T,H]
     const float* weights = nullptr;  ///< [T,K], sparse [T,E]; needed to weigh input rows or to fill the outputs below
     tensor_view output;              ///< [rows,H]; masked: [L * capacity, H]
-    std::int32_t* row_source = nullptr;    ///< [rows,2] (rank, token) or null; -1 beyond the data
-    float* row_weights = nullptr;          ///< [rows] or null; 0 beyond the data; expert_major and masked
-    std::int32_t* local_ids = nullptr;     ///< flat: [rows,K] local slots that want the row, ascending, then -1; or null
-    float* local_weights = nullptr;        ///< flat: [rows,K] beside local_ids; or null
+    std::int32_t* row_source = nullptr;  ///< [rows,2] (rank, token) or null; -1 beyond the data
+    float* row_weights = nullptr;        ///< [rows] or null; 0 beyond the data; expert_major and masked
+    std::int32_t* local_ids = nullptr;   ///< flat: [rows,K] local slots that want the row, ascending, then -1; or null
+    float* local_weights = nullptr;      ///< flat: [rows,K] beside local_ids; or null
 };
 
 struct dispatch_options {
@@ -150,10 +150,10 @@ struct combine_options {
 /// product of `gradient[t]` and the row the expert produced, in fp32: element h belongs to lane (h / 8) mod 32,
 /// ascending h in each lane by fused multiply-add from +0, lanes then added pairwise over distances 16, 8, 4, 2, 1.
 struct weight_gradient_args {
-    tensor_view rows;                     ///< [rows,H] what combine was given, or empty
-    tensor_view gradient;                 ///< [T,H] gradient of combine's output, or empty
-    const float* row_gradients = nullptr; ///< [rows], or null
-    float* output = nullptr;              ///< [T,K] or [T,E]
+    tensor_view rows;                      ///< [rows,H] what combine was given, or empty
+    tensor_view gradient;                  ///< [T,H] gradient of combine's output, or empty
+    const float* row_gradients = nullptr;  ///< [rows], or null
+    float* output = nullptr;               ///< [T,K] or [T,E]
 };
 
 class EPJIT_API exchange {
@@ -188,9 +188,9 @@ class EPJIT_API exchange {
     void dispatch_receive(const epjit::plan& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                           stream_t stream);
 
-    /// per_rank: each rank sums its rows of a token in fp32 by ascending slot (multiply-add fused, from +0), rounds once
-    /// to combine_type; the owner sums ranks in fp32 ascending and rounds once. per_host: rank partials, rounded, are
-    /// summed per host in rank order and rounded, hosts summed in host order. per_row: one fp32 sum over ascending
+    /// per_rank: each rank sums its rows of a token in fp32 by ascending slot (multiply-add fused, from +0), rounds
+    /// once to combine_type; the owner sums ranks in fp32 ascending and rounds once. per_host: rank partials, rounded,
+    /// are summed per host in rank order and rounded, hosts summed in host order. per_row: one fp32 sum over ascending
     /// (rank, slot), rounded once. The same inputs give the same bytes on every exchange.
     void combine(const epjit::plan& p, std::span<const combine_args> ranks, const combine_options& options,
                  stream_t stream);

@@ -20,24 +20,24 @@ struct runtime_state;
 /// Options of a runtime. Null strings and negative numbers mean: take the environment variable named beside the
 /// field, else its default. The environment is read once, at construction.
 struct runtime_options {
-    std::uint32_t version = 1;              ///< of this struct
-    const char* cache_path = nullptr;       ///< EPJIT_CACHE_PATH; "" disables the disk
-    std::int64_t cache_max_bytes = -1;      ///< EPJIT_CACHE_MAX_BYTES, 2 GiB
-    std::int64_t cache_max_files = -1;      ///< EPJIT_CACHE_MAX_FILES, 20,000
-    std::int64_t lock_timeout_ms = -1;      ///< EPJIT_LOCK_TIMEOUT_MS, 30,000
-    std::int64_t compile_timeout_ms = -1;   ///< EPJIT_COMPILE_TIMEOUT_MS, 60,000
-    std::int64_t wait_timeout_ms = -1;      ///< EPJIT_WAIT_TIMEOUT_MS, 30,000
-    std::int64_t first_wait_timeout_ms = -1;///< EPJIT_FIRST_WAIT_TIMEOUT_MS, 300,000
-    int offline = -1;                       ///< EPJIT_OFFLINE
-    const char* template_dir = nullptr;     ///< EPJIT_TEMPLATE_DIR
-    const char* nvrtc_library = nullptr;    ///< EPJIT_NVRTC_LIBRARY
-    const char* nccl_library = nullptr;     ///< EPJIT_NCCL_LIBRARY
-    const char* cuda_library = nullptr;     ///< EPJIT_CUDA_LIBRARY
-    const char* profile = nullptr;          ///< EPJIT_PROFILE
-    const char* exchange = nullptr;         ///< EPJIT_EXCHANGE
-    log_callback log = nullptr;             ///< null: stderr
+    std::uint32_t version = 1;                ///< of this struct
+    const char* cache_path = nullptr;         ///< EPJIT_CACHE_PATH; "" disables the disk
+    std::int64_t cache_max_bytes = -1;        ///< EPJIT_CACHE_MAX_BYTES, 2 GiB
+    std::int64_t cache_max_files = -1;        ///< EPJIT_CACHE_MAX_FILES, 20,000
+    std::int64_t lock_timeout_ms = -1;        ///< EPJIT_LOCK_TIMEOUT_MS, 30,000
+    std::int64_t compile_timeout_ms = -1;     ///< EPJIT_COMPILE_TIMEOUT_MS, 60,000
+    std::int64_t wait_timeout_ms = -1;        ///< EPJIT_WAIT_TIMEOUT_MS, 30,000
+    std::int64_t first_wait_timeout_ms = -1;  ///< EPJIT_FIRST_WAIT_TIMEOUT_MS, 300,000
+    int offline = -1;                         ///< EPJIT_OFFLINE
+    const char* template_dir = nullptr;       ///< EPJIT_TEMPLATE_DIR
+    const char* nvrtc_library = nullptr;      ///< EPJIT_NVRTC_LIBRARY
+    const char* nccl_library = nullptr;       ///< EPJIT_NCCL_LIBRARY
+    const char* cuda_library = nullptr;       ///< EPJIT_CUDA_LIBRARY
+    const char* profile = nullptr;            ///< EPJIT_PROFILE
+    const char* exchange = nullptr;           ///< EPJIT_EXCHANGE
+    log_callback log = nullptr;               ///< null: stderr
     void* log_user = nullptr;
-    int log_level = -1;                     ///< EPJIT_LOG, warn
+    int log_level = -1;  ///< EPJIT_LOG, warn
 };
 
 /// Outcomes since construction; contract 3's counters stand still on the hot path.

@@ -10,17 +10,17 @@
 namespace epjit {
 
 enum class error_kind {
-    internal,       ///< a broken promise of the library itself
-    config,         ///< bad arguments, bad model config, contradictory options
-    unsupported,    ///< valid, but this build, machine or exchange cannot do it; the message names what is missing
-    compile,        ///< NVRTC refused a program
-    cache,          ///< the cache cannot be used as asked
-    offline_miss,   ///< EPJIT_OFFLINE=1 and a variant is not stored
-    library,        ///< libcuda, libnvrtc or libnccl was not found or lacks a symbol
-    cuda,           ///< a driver call failed
-    nccl,           ///< an NCCL call failed
-    timeout,        ///< a bounded wait ended
-    capacity,       ///< rows did not fit and overflow::fail was asked for
+    internal,      ///< a broken promise of the library itself
+    config,        ///< bad arguments, bad model config, contradictory options
+    unsupported,   ///< valid, but this build, machine or exchange cannot do it; the message names what is missing
+    compile,       ///< NVRTC refused a program
+    cache,         ///< the cache cannot be used as asked
+    offline_miss,  ///< EPJIT_OFFLINE=1 and a variant is not stored
+    library,       ///< libcuda, libnvrtc or libnccl was not found or lacks a symbol
+    cuda,          ///< a driver call failed
+    nccl,          ///< an NCCL call failed
+    timeout,       ///< a bounded wait ended
+    capacity,      ///< rows did not fit and overflow::fail was asked for
     cancelled,
 };
 

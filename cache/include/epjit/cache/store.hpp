@@ -26,7 +26,7 @@ struct store_options {
     std::uint64_t max_files = 20'000;
     std::chrono::milliseconds lock_timeout{30'000};     ///< over all keys of a call
     std::chrono::milliseconds compile_timeout{60'000};  ///< of one variant
-    bool offline = false;  ///< a miss is an offline_miss_error
+    bool offline = false;                               ///< a miss is an offline_miss_error
     /// `false`: an unsafe or unusable first layer is skipped with one warning; `true` (the command's `--cache-dir`
     /// for warm and cache): it is a cache_error naming the command that mends it.
     bool strict = false;

@@ -38,10 +38,10 @@ struct artifact {
     std::string source;   ///< the generated program (templates not expanded)
     std::string options;  ///< as given to NVRTC, separated by spaces
     std::string log;
-    std::string library_version;   ///< epjit that compiled it
-    std::string template_digest;   ///< hex
-    double compile_ms = 0;         ///< CPU time of the compile
-    std::string spill_exception;   ///< reason why spills are accepted, or empty
+    std::string library_version;  ///< epjit that compiled it
+    std::string template_digest;  ///< hex
+    double compile_ms = 0;        ///< CPU time of the compile
+    std::string spill_exception;  ///< reason why spills are accepted, or empty
     friend bool operator==(const artifact&, const artifact&) = default;
 };
 

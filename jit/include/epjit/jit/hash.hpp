@@ -41,8 +41,7 @@ class field_hasher {
     field_hasher& add(std::string_view text) noexcept;
     /// Any integral or enumeration value, as a signed 64-bit little-endian number.
     template <class T>
-        requires(std::is_integral_v<T> || std::is_enum_v<T>)
-    field_hasher& add(T value) noexcept {
+    requires(std::is_integral_v<T> || std::is_enum_v<T>) field_hasher& add(T value) noexcept {
         return add_number(static_cast<std::int64_t>(value));
     }
     field_hasher& add(const digest& value) noexcept;

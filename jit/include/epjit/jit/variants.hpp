@@ -29,7 +29,7 @@ enum class variant_set { base, all };
 /// What to list variants for.
 struct variant_request {
     model_shape model;
-    std::vector<std::int32_t> ranks;   ///< each R of interest
+    std::vector<std::int32_t> ranks;  ///< each R of interest
     std::vector<target_arch> archs;
     variant_set set = variant_set::base;
 };
@@ -43,8 +43,8 @@ struct run_request {
     target_arch arch;
     exchange_kind exchange = exchange_kind::loopback;  ///< `host` needs none
     routing_form routing = routing_form::dense;
-    dtype input = dtype::bf16;          ///< the caller's rows
-    dtype wire = dtype::bf16;           ///< dispatched rows; fp8_e4m3 with scales quantises
+    dtype input = dtype::bf16;  ///< the caller's rows
+    dtype wire = dtype::bf16;   ///< dispatched rows; fp8_e4m3 with scales quantises
     scale_type scales = scale_type::none;
     dtype combine = dtype::bf16;
 };
