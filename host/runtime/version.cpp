@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "epjit/epjit.hpp"
+#include "epjit/runtime.hpp"
 
 namespace epjit {
 

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this machine has, for `doctor`. Nothing here throws because something is missing: it is said in the
+// report.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace epjit::host {
+
+struct runtime_state;
+
+struct gpu_info {
+    int index = 0;
+    std::string name;
+    int compute_major = 0, compute_minor = 0;
+    std::uint64_t memory_bytes = 0;
+    int num_sms = 0;
+};
+
+struct driver_report {
+    bool found = false;
+    std::string path;
+    int version = 0;      ///< 13000 for CUDA 13.0
+    std::string problem;  ///< why not; places tried
+    std::string remedy;
+    std::vector<gpu_info> gpus;
+};
+
+struct nvrtc_report {
+    bool found = false;
+    std::string description;  ///< "NVRTC 13.0.88"
+    std::vector<std::string> targets;
+    std::string problem;
+    std::string remedy;
+};
+
+struct nccl_report {
+    bool found = false;
+    std::string path;
+    int version = 0;                 ///< 22809 for 2.28.9, of the library that was loaded
+    std::vector<std::string> tried;  ///< "place: outcome", in order
+    std::string remedy;
+};
+
+/// What stands between this machine and replaying captured steps (design contract 12).
+struct blocker {
+    std::string id;     ///< stable, "no_gpu"
+    std::string where;  ///< the part concerned, "driver"
+    std::string why;
+};
+
+struct readiness_report {
+    bool ready = false;  ///< only when capture, instantiation, replay and a verified result were all seen
+    std::vector<blocker> blockers;
+};
+
+struct machine_report {
+    driver_report driver;
+    nvrtc_report nvrtc;
+    nccl_report nccl;
+    readiness_report readiness;
+};
+
+/// Loads what is found. `state`'s options name the libraries.
+machine_report probe_machine(runtime_state& state);
+
+/// Places where NCCL is looked for, in order: `library` (EPJIT_NCCL_LIBRARY), NCCL_HOME and NCCL_ROOT, the
+/// active Python environment's wheel (VIRTUAL_ENV, CONDA_PREFIX), LD's own search for the soname.
+std::vector<std::string> nccl_candidates(const std::string& library);
+/// Opens the first candidate that answers ncclGetVersion.
+nccl_report probe_nccl(const std::string& library);
+/// Never ready in this version: each missing piece of evidence is a blocker.
+readiness_report assess_readiness(const machine_report& machine);
+
+}  // namespace epjit::host
