@@ -9,8 +9,7 @@ namespace epjit::host {
 namespace {
 
 std::string without_gpu(const exchange_question& q) {
-    return q.no_gpu_reason.empty() ? "no GPU on this machine"
-                                   : fmt::format("no usable GPU: {}", q.no_gpu_reason);
+    return q.no_gpu_reason.empty() ? "no GPU on this machine" : fmt::format("no usable GPU: {}", q.no_gpu_reason);
 }
 
 exchange_kind decide(const exchange_question& q) {
@@ -30,8 +29,7 @@ void refuse_impossible(const exchange_question& q, exchange_kind kind) {
     }
     if (q.communicator != exchange_kind::automatic && q.communicator != kind) {
         throw config_error(
-            fmt::format("exchange '{}' was asked for on a '{}' communicator", name(kind),
-                        name(q.communicator)),
+            fmt::format("exchange '{}' was asked for on a '{}' communicator", name(kind), name(q.communicator)),
             fmt::format("make the communicator with communicator::{}, or ask for auto", name(kind)));
     }
     if (kind == exchange_kind::loopback && !q.have_gpu) {

@@ -12,17 +12,14 @@ namespace {
 
 const char* remedy_of(cu_result result) {
     switch (result) {
-        case cu_out_of_memory:
-            return "free GPU memory, lower max_tokens_per_rank, or pass memory_hooks";
-        case cu_no_device:
-            return "check that a GPU is visible (nvidia-smi, CUDA_VISIBLE_DEVICES)";
+        case cu_out_of_memory: return "free GPU memory, lower max_tokens_per_rank, or pass memory_hooks";
+        case cu_no_device: return "check that a GPU is visible (nvidia-smi, CUDA_VISIBLE_DEVICES)";
         case 803:  // CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
             return "the kernel module and libcuda differ: reload the driver or reboot";
         case 700:  // CUDA_ERROR_ILLEGAL_ADDRESS
             return "the context is lost; check that every pointer is device memory of the size the call "
                    "states";
-        default:
-            return "";
+        default: return "";
     }
 }
 
@@ -47,16 +44,15 @@ std::string driver_api::text(cu_result result) const {
     if (error_name == nullptr || error_name(result, &name) != cu_success || name == nullptr) {
         name = "unknown CUDA error";
     }
-    if (error_string == nullptr || error_string(result, &description) != cu_success ||
-        description == nullptr) {
+    if (error_string == nullptr || error_string(result, &description) != cu_success || description == nullptr) {
         description = "no description";
     }
     return fmt::format("{} ({}): {}", name, result, description);
 }
 
 void driver_api::fail(cu_result result, const char* call, const std::string& what) const {
-    throw cuda_error(fmt::format("{}{}{} failed with {}", call, what.empty() ? "" : " ", what, text(result)),
-                     result, remedy_of(result));
+    throw cuda_error(fmt::format("{}{}{} failed with {}", call, what.empty() ? "" : " ", what, text(result)), result,
+                     remedy_of(result));
 }
 
 std::vector<std::string> driver_candidates(const std::string& library) {
@@ -91,12 +87,11 @@ std::shared_ptr<const driver_api> open_driver(const std::string& library) {
         api->check(api->device_count(&api->num_devices), "cuDeviceGetCount");
         return api;
     }
-    throw library_error(
-        "no usable CUDA driver; tried:" + tried,
-        library.empty()
-            ? "install the NVIDIA driver, set EPJIT_CUDA_LIBRARY to its libcuda.so.1, or use "
-              "the host exchange, which needs no GPU"
-            : "correct or unset EPJIT_CUDA_LIBRARY, or use the host exchange, which needs no GPU");
+    throw library_error("no usable CUDA driver; tried:" + tried,
+                        library.empty()
+                            ? "install the NVIDIA driver, set EPJIT_CUDA_LIBRARY to its libcuda.so.1, or use "
+                              "the host exchange, which needs no GPU"
+                            : "correct or unset EPJIT_CUDA_LIBRARY, or use the host exchange, which needs no GPU");
 }
 
 }  // namespace epjit::host

@@ -38,12 +38,10 @@ void close_quietly(const shared_context& context, Close close) noexcept {
 
 }  // namespace
 
-std::shared_ptr<const device_context> device_context::retain(std::shared_ptr<const driver_api> api,
-                                                             int device) {
+std::shared_ptr<const device_context> device_context::retain(std::shared_ptr<const driver_api> api, int device) {
     if (device < 0 || device >= api->num_devices) {
-        throw config_error(
-            fmt::format("device {} does not exist: the driver sees {} GPU(s)", device, api->num_devices),
-            "pass a device from 0 up, or check CUDA_VISIBLE_DEVICES");
+        throw config_error(fmt::format("device {} does not exist: the driver sees {} GPU(s)", device, api->num_devices),
+                           "pass a device from 0 up, or check CUDA_VISIBLE_DEVICES");
     }
     std::shared_ptr<device_context> context(new device_context(std::move(api)));
     const driver_api& d = *context->api_;
@@ -53,12 +51,9 @@ std::shared_ptr<const device_context> device_context::retain(std::shared_ptr<con
     context->ordinal_ = ordinal;
     d.check(d.device_get_attribute(&context->num_sms_, device_attribute::multiprocessors, ordinal),
             "cuDeviceGetAttribute");
-    d.check(d.device_get_attribute(&context->major_, device_attribute::compute_major, ordinal),
-            "cuDeviceGetAttribute");
-    d.check(d.device_get_attribute(&context->minor_, device_attribute::compute_minor, ordinal),
-            "cuDeviceGetAttribute");
-    d.check(d.device_get_attribute(&context->max_shared_, device_attribute::shared_bytes_per_block_optin,
-                                   ordinal),
+    d.check(d.device_get_attribute(&context->major_, device_attribute::compute_major, ordinal), "cuDeviceGetAttribute");
+    d.check(d.device_get_attribute(&context->minor_, device_attribute::compute_minor, ordinal), "cuDeviceGetAttribute");
+    d.check(d.device_get_attribute(&context->max_shared_, device_attribute::shared_bytes_per_block_optin, ordinal),
             "cuDeviceGetAttribute");
     char text[256] = {};
     d.check(d.device_name(text, sizeof text - 1, ordinal), "cuDeviceGetName");
@@ -120,8 +115,7 @@ device_buffer::device_buffer(const shared_context& context, std::size_t bytes) :
         std::size_t available = 0, total = 0;
         api.memory_info(&available, &total);
         api.fail(result, "cuMemAlloc",
-                 fmt::format("of {} bytes on device {} ({} of {} free)", bytes, context->device(), available,
-                             total));
+                 fmt::format("of {} bytes on device {} ({} of {} free)", bytes, context->device(), available, total));
     }
     memory_ = unique_handle<detail::device_memory_traits>(context, pointer);
 }
@@ -161,8 +155,7 @@ gpu_event::gpu_event(const shared_context& context, bool timing) {
     ensure(context);
     const scoped_context current(*context);
     cu_event event = nullptr;
-    context->api().check(context->api().event_create(&event, timing ? 0 : event_disable_timing),
-                         "cuEventCreate");
+    context->api().check(context->api().event_create(&event, timing ? 0 : event_disable_timing), "cuEventCreate");
     event_ = unique_handle<detail::event_traits>(context, event);
 }
 
@@ -202,38 +195,31 @@ double gpu_event::us_since(const gpu_event& start) const {
     return static_cast<double>(milliseconds) * 1000.0;
 }
 
-void copy_to_device(const shared_context& context, void* device, const void* from, std::size_t bytes,
-                    stream_t stream) {
+void copy_to_device(const shared_context& context, void* device, const void* from, std::size_t bytes, stream_t stream) {
     if (bytes == 0) {
         return;
     }
     const scoped_context current(*context);
-    context->api().check(context->api().copy_to_device(address(device), from, bytes, stream),
-                         "cuMemcpyHtoDAsync");
+    context->api().check(context->api().copy_to_device(address(device), from, bytes, stream), "cuMemcpyHtoDAsync");
 }
 
-void copy_to_host(const shared_context& context, void* to, const void* device, std::size_t bytes,
-                  stream_t stream) {
+void copy_to_host(const shared_context& context, void* to, const void* device, std::size_t bytes, stream_t stream) {
     if (bytes == 0) {
         return;
     }
     const scoped_context current(*context);
-    context->api().check(context->api().copy_to_host(to, address(device), bytes, stream),
-                         "cuMemcpyDtoHAsync");
+    context->api().check(context->api().copy_to_host(to, address(device), bytes, stream), "cuMemcpyDtoHAsync");
 }
 
-void copy_on_device(const shared_context& context, void* to, const void* from, std::size_t bytes,
-                    stream_t stream) {
+void copy_on_device(const shared_context& context, void* to, const void* from, std::size_t bytes, stream_t stream) {
     if (bytes == 0) {
         return;
     }
     const scoped_context current(*context);
-    context->api().check(context->api().copy_on_device(address(to), address(from), bytes, stream),
-                         "cuMemcpyDtoDAsync");
+    context->api().check(context->api().copy_on_device(address(to), address(from), bytes, stream), "cuMemcpyDtoDAsync");
 }
 
-void fill_bytes(const shared_context& context, void* device, unsigned char value, std::size_t bytes,
-                stream_t stream) {
+void fill_bytes(const shared_context& context, void* device, unsigned char value, std::size_t bytes, stream_t stream) {
     if (bytes == 0) {
         return;
     }

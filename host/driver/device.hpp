@@ -18,7 +18,7 @@ namespace epjit::host {
 
 /// A retained primary context. Thread-safe; shared by everything made in it.
 class device_context {
-public:
+   public:
     /// @throws config_error when there is no such device, cuda_error.
     static std::shared_ptr<const device_context> retain(std::shared_ptr<const driver_api> api, int device);
     ~device_context();
@@ -36,7 +36,7 @@ public:
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
     void synchronize() const;
 
-private:
+   private:
     explicit device_context(std::shared_ptr<const driver_api> api) noexcept : api_(std::move(api)) {}
     std::shared_ptr<const driver_api> api_;
     cu_context handle_ = nullptr;
@@ -48,13 +48,13 @@ using shared_context = std::shared_ptr<const device_context>;
 
 /// Makes a context current on this thread for its lifetime and restores the one before.
 class scoped_context {
-public:
+   public:
     explicit scoped_context(const device_context& context);
     ~scoped_context();
     scoped_context(const scoped_context&) = delete;
     scoped_context& operator=(const scoped_context&) = delete;
 
-private:
+   private:
     const driver_api* api_;
 };
 
@@ -88,7 +88,7 @@ struct module_traits {
 
 /// Device memory, 256-byte aligned, contents undefined. Zero bytes: no memory, data() is null.
 class device_buffer {
-public:
+   public:
     device_buffer() noexcept = default;
     /// @throws cuda_error with the size asked for and what is free.
     device_buffer(const shared_context& context, std::size_t bytes);
@@ -100,14 +100,14 @@ public:
     }
     [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
-private:
+   private:
     unique_handle<detail::device_memory_traits> memory_;
     std::size_t bytes_ = 0;
 };
 
 /// Page-locked host memory that the device can access (portable, mapped), zero filled.
 class pinned_buffer {
-public:
+   public:
     pinned_buffer() noexcept = default;
     pinned_buffer(const shared_context& context, std::size_t bytes);
 
@@ -120,7 +120,7 @@ public:
     [[nodiscard]] void* device_data() const noexcept { return device_; }
     [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
-private:
+   private:
     unique_handle<detail::pinned_memory_traits> memory_;
     void* device_ = nullptr;
     std::size_t bytes_ = 0;
@@ -128,18 +128,18 @@ private:
 
 /// A stream that does not synchronise with the default stream.
 class gpu_stream {
-public:
+   public:
     gpu_stream() noexcept = default;
     explicit gpu_stream(const shared_context& context);
     [[nodiscard]] stream_t get() const noexcept { return stream_.get(); }
     void synchronize() const;
 
-private:
+   private:
     unique_handle<detail::stream_traits> stream_;
 };
 
 class gpu_event {
-public:
+   public:
     gpu_event() noexcept = default;
     explicit gpu_event(const shared_context& context, bool timing = true);
     void record(stream_t stream) const;
@@ -149,19 +149,15 @@ public:
     [[nodiscard]] double us_since(const gpu_event& start) const;
     [[nodiscard]] cu_event get() const noexcept { return event_.get(); }
 
-private:
+   private:
     unique_handle<detail::event_traits> event_;
 };
 
 // Copies and fills, ordered on `stream`. Pageable host memory makes a copy synchronous with the host.
-void copy_to_device(const shared_context& context, void* device, const void* host, std::size_t bytes,
-                    stream_t stream);
-void copy_to_host(const shared_context& context, void* host, const void* device, std::size_t bytes,
-                  stream_t stream);
-void copy_on_device(const shared_context& context, void* to, const void* from, std::size_t bytes,
-                    stream_t stream);
-void fill_bytes(const shared_context& context, void* device, unsigned char value, std::size_t bytes,
-                stream_t stream);
+void copy_to_device(const shared_context& context, void* device, const void* host, std::size_t bytes, stream_t stream);
+void copy_to_host(const shared_context& context, void* host, const void* device, std::size_t bytes, stream_t stream);
+void copy_on_device(const shared_context& context, void* to, const void* from, std::size_t bytes, stream_t stream);
+void fill_bytes(const shared_context& context, void* device, unsigned char value, std::size_t bytes, stream_t stream);
 void synchronize(const shared_context& context, stream_t stream);
 
 /// A device copy of `values`; waits until it is there. For tests, tools and tables made once.
@@ -184,7 +180,7 @@ std::vector<T> to_host(const shared_context& context, const void* device, std::s
 
 /// A loaded cubin.
 class gpu_module {
-public:
+   public:
     gpu_module() noexcept = default;
     /// @throws cuda_error; see image_rejected() for codes that mean that the driver does not accept the
     /// cubin.
@@ -192,7 +188,7 @@ public:
     /// @throws cuda_error naming the symbol.
     [[nodiscard]] cu_function function(const char* lowered_name) const;
 
-private:
+   private:
     unique_handle<detail::module_traits> module_;
 };
 

@@ -10,7 +10,7 @@ namespace epjit::host {
 /// close(owner&, type) noexcept`.
 template <class Traits>
 class unique_handle {
-public:
+   public:
     using type = typename Traits::type;
     using owner = typename Traits::owner;
 
@@ -38,7 +38,7 @@ public:
     [[nodiscard]] const owner& owned_by() const noexcept { return owner_; }
     [[nodiscard]] explicit operator bool() const noexcept { return value_ != type{}; }
 
-private:
+   private:
     owner owner_{};
     type value_{};
 };

@@ -48,23 +48,21 @@ struct plan_state {
 };
 
 class backend {
-public:
+   public:
     virtual ~backend() = default;
     virtual void prepare() = 0;
     [[nodiscard]] virtual std::size_t workspace_bytes() const noexcept = 0;
-    virtual std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks,
-                                                  const plan_options& options, stream_t stream,
-                                                  std::unique_ptr<plan_state> reuse) = 0;
-    virtual void dispatch_send(plan_state& p, std::span<const dispatch_args> ranks,
-                               const dispatch_options& options, stream_t stream) = 0;
-    virtual void dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks,
-                                  const dispatch_options& options, stream_t stream) = 0;
-    virtual void combine_send(plan_state& p, std::span<const combine_args> ranks,
-                              const combine_options& options, stream_t stream) = 0;
-    virtual void combine_receive(plan_state& p, std::span<const combine_args> ranks,
-                                 const combine_options& options, stream_t stream) = 0;
-    virtual void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks,
+    virtual std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
+                                                  stream_t stream, std::unique_ptr<plan_state> reuse) = 0;
+    virtual void dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                               stream_t stream) = 0;
+    virtual void dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                                   stream_t stream) = 0;
+    virtual void combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                              stream_t stream) = 0;
+    virtual void combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                                 stream_t stream) = 0;
+    virtual void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) = 0;
 };
 
 struct runtime_state;

@@ -113,15 +113,13 @@ nccl_report probe_nccl(const std::string& library) {
         void* handle = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
         if (handle == nullptr) {
             const char* reason = dlerror();
-            report.tried.push_back(
-                fmt::format("{}: {}", candidate, reason != nullptr ? reason : "cannot be opened"));
+            report.tried.push_back(fmt::format("{}: {}", candidate, reason != nullptr ? reason : "cannot be opened"));
             continue;
         }
         const auto get_version = reinterpret_cast<int (*)(int*)>(dlsym(handle, "ncclGetVersion"));
         int version = 0;
         if (get_version == nullptr || get_version(&version) != 0) {
-            report.tried.push_back(
-                fmt::format("{}: opened, but ncclGetVersion is missing or failed", candidate));
+            report.tried.push_back(fmt::format("{}: opened, but ncclGetVersion is missing or failed", candidate));
             dlclose(handle);
             continue;
         }
@@ -146,18 +144,15 @@ readiness_report assess_readiness(const machine_report& machine) {
         report.blockers.push_back({"no_gpu", "driver", "the driver sees no GPU"});
     }
     if (!machine.nvrtc.found) {
-        report.blockers.push_back(
-            {"no_nvrtc", "jit", "kernels that are not in the cache cannot be compiled"});
+        report.blockers.push_back({"no_nvrtc", "jit", "kernels that are not in the cache cannot be compiled"});
     }
     if (!machine.nccl.found) {
         report.blockers.push_back({"no_nccl", "nccl", "rows cannot travel between GPUs"});
     }
-    report.blockers.push_back(
-        {"real_ranks_not_built", "exchange",
-         "lsa, sendrecv, dense and hybrid are not in this version; loopback and host are"});
-    report.blockers.push_back(
-        {"capture_not_verified", "graph",
-         "capture, instantiation, replay and a verified result were not seen on this machine"});
+    report.blockers.push_back({"real_ranks_not_built", "exchange",
+                               "lsa, sendrecv, dense and hybrid are not in this version; loopback and host are"});
+    report.blockers.push_back({"capture_not_verified", "graph",
+                               "capture, instantiation, replay and a verified result were not seen on this machine"});
     report.ready = report.blockers.empty();
     return report;
 }

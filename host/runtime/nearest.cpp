@@ -48,8 +48,7 @@ std::string spec_difference(std::string_view wanted, std::string_view stored) {
     return text;
 }
 
-std::string describe_nearest(cache::store& store, std::string_view wanted,
-                             const jit::template_set& templates) {
+std::string describe_nearest(cache::store& store, std::string_view wanted, const jit::template_set& templates) {
     constexpr std::size_t most_read = 2000;  // an error message need not read a whole large cache
     int best = std::numeric_limits<int>::max();
     std::string spec, key, version;
@@ -70,9 +69,9 @@ std::string describe_nearest(cache::store& store, std::string_view wanted,
         return "the cache holds no readable entry";
     }
     if (best == 0) {
-        return fmt::format(
-            "entry {} has the same spec but was made from other templates or options (epjit {}{})", key,
-            version, templates.directory().empty() ? "" : "; EPJIT_TEMPLATE_DIR is " + templates.directory());
+        return fmt::format("entry {} has the same spec but was made from other templates or options (epjit {}{})", key,
+                           version,
+                           templates.directory().empty() ? "" : "; EPJIT_TEMPLATE_DIR is " + templates.directory());
     }
     return fmt::format("the nearest entry {} has {}", key, spec_difference(wanted, spec));
 }

@@ -16,7 +16,6 @@ int spec_distance(std::string_view a, std::string_view b);
 std::string spec_difference(std::string_view wanted, std::string_view stored);
 /// "the nearest entry ... differs in ...", or that the layers are empty. Reads entries; for error messages
 /// only.
-std::string describe_nearest(cache::store& store, std::string_view wanted,
-                             const jit::template_set& templates);
+std::string describe_nearest(cache::store& store, std::string_view wanted, const jit::template_set& templates);
 
 }  // namespace epjit::host

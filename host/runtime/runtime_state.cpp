@@ -30,8 +30,7 @@ loaded_kernel loaded_variant::find(std::string_view name) const noexcept {
 loaded_kernel loaded_variant::get(std::string_view name) const {
     const loaded_kernel kernel = find(name);
     if (!kernel) {
-        throw error(error_kind::internal,
-                    fmt::format("variant '{}' has no kernel '{}'", artifact_->spec, name));
+        throw error(error_kind::internal, fmt::format("variant '{}' has no kernel '{}'", artifact_->spec, name));
     }
     return kernel;
 }
@@ -110,8 +109,7 @@ shared_context runtime_state::context(int device) {
     return context;
 }
 
-std::vector<std::shared_ptr<const jit::artifact>> runtime_state::artifacts(
-    std::span<const jit::variant_spec> specs) {
+std::vector<std::shared_ptr<const jit::artifact>> runtime_state::artifacts(std::span<const jit::variant_spec> specs) {
     const jit::template_set& set = templates();
     std::vector<jit::compile_job> jobs;
     jobs.reserve(specs.size());
@@ -135,8 +133,7 @@ std::vector<std::shared_ptr<const jit::artifact>> runtime_state::artifacts(
     return values;
 }
 
-void runtime_state::fail_miss(const jit::variant_spec& spec, const jit::digest& key,
-                              const std::exception_ptr& why) {
+void runtime_state::fail_miss(const jit::variant_spec& spec, const jit::digest& key, const std::exception_ptr& why) {
     const std::string wanted = jit::describe(spec);
     const std::string nearest = describe_nearest(store(), wanted, templates());
     if (options.offline) {
@@ -155,10 +152,9 @@ void runtime_state::fail_miss(const jit::variant_spec& spec, const jit::digest& 
     } catch (const error& failure) {
         reason = failure.message();
     }
-    throw library_error(
-        fmt::format("no cache layer holds {} ({}), and it cannot be compiled: {}; {}", key.hex(), wanted,
-                    reason, nearest),
-        "install NVRTC or set EPJIT_NVRTC_LIBRARY, or warm the cache elsewhere with 'epjit warm'");
+    throw library_error(fmt::format("no cache layer holds {} ({}), and it cannot be compiled: {}; {}", key.hex(),
+                                    wanted, reason, nearest),
+                        "install NVRTC or set EPJIT_NVRTC_LIBRARY, or warm the cache elsewhere with 'epjit warm'");
 }
 
 std::shared_ptr<const loaded_variant> runtime_state::load_one(const shared_context& context,
@@ -175,8 +171,7 @@ std::shared_ptr<const loaded_variant> runtime_state::load_one(const shared_conte
         log().write(log_level::warn,
                     fmt::format("the driver rejected the cached kernels of '{}', compiling them anew: {}",
                                 artifact->spec, rejected.message()));
-        auto fresh =
-            std::make_shared<jit::artifact>(with->compile({spec, artifact->key}, options.compile_timeout));
+        auto fresh = std::make_shared<jit::artifact>(with->compile({spec, artifact->key}, options.compile_timeout));
         recompiles_.fetch_add(1, std::memory_order_relaxed);
         module = gpu_module(context, fresh->cubin);
         store().publish(*fresh);
@@ -185,14 +180,13 @@ std::shared_ptr<const loaded_variant> runtime_state::load_one(const shared_conte
     modules_loaded.fetch_add(1, std::memory_order_relaxed);
     auto loaded = std::make_shared<loaded_variant>(std::move(artifact), std::move(module));
     for (const jit::kernel_info& info : loaded->artifact_->kernels) {
-        loaded->kernels_.push_back(
-            {loaded->module_.function(info.lowered.c_str()), &launches_of(info.name), &info});
+        loaded->kernels_.push_back({loaded->module_.function(info.lowered.c_str()), &launches_of(info.name), &info});
     }
     return loaded;
 }
 
-std::vector<std::shared_ptr<const loaded_variant>> runtime_state::load(
-    const shared_context& context, std::span<const jit::variant_spec> specs) {
+std::vector<std::shared_ptr<const loaded_variant>> runtime_state::load(const shared_context& context,
+                                                                       std::span<const jit::variant_spec> specs) {
     const std::vector<std::shared_ptr<const jit::artifact>> values = artifacts(specs);
     std::vector<std::shared_ptr<const loaded_variant>> variants;
     variants.reserve(values.size());

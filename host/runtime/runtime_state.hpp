@@ -41,7 +41,7 @@ struct loaded_kernel {
 
 /// An artifact loaded into a context.
 class loaded_variant {
-public:
+   public:
     loaded_variant(std::shared_ptr<const jit::artifact> artifact, gpu_module module) noexcept
         : artifact_(std::move(artifact)), module_(std::move(module)) {}
 
@@ -51,7 +51,7 @@ public:
     /// @throws error (internal) when the artifact has none of that name.
     [[nodiscard]] loaded_kernel get(std::string_view name) const;
 
-private:
+   private:
     friend struct runtime_state;
     std::shared_ptr<const jit::artifact> artifact_;
     gpu_module module_;
@@ -95,12 +95,10 @@ struct runtime_state {
 
     std::atomic<std::uint64_t> allocations{0}, uploads{0}, host_waits{0}, modules_loaded{0}, launches{0};
 
-private:
-    std::shared_ptr<const loaded_variant> load_one(const shared_context& context,
-                                                   const jit::variant_spec& spec,
+   private:
+    std::shared_ptr<const loaded_variant> load_one(const shared_context& context, const jit::variant_spec& spec,
                                                    std::shared_ptr<const jit::artifact> artifact);
-    [[noreturn]] void fail_miss(const jit::variant_spec& spec, const jit::digest& key,
-                                const std::exception_ptr& why);
+    [[noreturn]] void fail_miss(const jit::variant_spec& spec, const jit::digest& key, const std::exception_ptr& why);
 
     mutable std::mutex mutex_;
     std::optional<jit::template_set> templates_;

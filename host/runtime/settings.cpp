@@ -43,8 +43,8 @@ std::int64_t number(std::int64_t option, const char* variable, std::int64_t othe
         }
     }
     if (value < least || value > most) {
-        throw config_error(fmt::format("{}{} is {}, outside {} to {}", option < 0 ? "" : "the option for ",
-                                       variable, value, least, most),
+        throw config_error(fmt::format("{}{} is {}, outside {} to {}", option < 0 ? "" : "the option for ", variable,
+                                       value, least, most),
                            fmt::format("set it to a number from {} to {}, or leave it unset", least, most));
     }
     return value;
@@ -68,8 +68,7 @@ log_level read_level(int option) {
             return static_cast<log_level>(i);
         }
     }
-    throw config_error(fmt::format("EPJIT_LOG is '{}'", value),
-                       "set it to error, warn, info or debug, or unset it");
+    throw config_error(fmt::format("EPJIT_LOG is '{}'", value), "set it to error, warn, info or debug, or unset it");
 }
 
 exchange_kind read_exchange(const char* option) {
@@ -80,8 +79,7 @@ exchange_kind read_exchange(const char* option) {
     const auto kind = parse<exchange_kind>(value);
     if (!kind) {
         throw config_error(
-            fmt::format("{} is '{}'", option != nullptr ? "runtime_options::exchange" : "EPJIT_EXCHANGE",
-                        value),
+            fmt::format("{} is '{}'", option != nullptr ? "runtime_options::exchange" : "EPJIT_EXCHANGE", value),
             "use auto, host, loopback, lsa, sendrecv, dense or hybrid");
     }
     return *kind;
@@ -91,31 +89,27 @@ exchange_kind read_exchange(const char* option) {
 
 settings read_settings(const runtime_options& options) {
     if (options.version != 1) {
-        throw config_error(
-            fmt::format("runtime_options::version is {}, this library knows 1", options.version),
-            "build against the headers of the library that is loaded");
+        throw config_error(fmt::format("runtime_options::version is {}, this library knows 1", options.version),
+                           "build against the headers of the library that is loaded");
     }
     constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
     constexpr std::int64_t day_ms = 86'400'000;
     settings s;
     // An empty option turns the disk off; an empty variable counts as not set.
     if (options.cache_path == nullptr || *options.cache_path != '\0') {
-        s.cache_layers = cache::default_layers(
-            options.cache_path != nullptr ? options.cache_path : environment("EPJIT_CACHE_PATH"));
+        s.cache_layers =
+            cache::default_layers(options.cache_path != nullptr ? options.cache_path : environment("EPJIT_CACHE_PATH"));
     }
     s.cache_max_bytes = static_cast<std::uint64_t>(
         number(options.cache_max_bytes, "EPJIT_CACHE_MAX_BYTES", std::int64_t{2} << 30, 0, most));
     s.cache_max_files =
         static_cast<std::uint64_t>(number(options.cache_max_files, "EPJIT_CACHE_MAX_FILES", 20'000, 0, most));
     using std::chrono::milliseconds;
-    s.lock_timeout =
-        milliseconds(number(options.lock_timeout_ms, "EPJIT_LOCK_TIMEOUT_MS", 30'000, 0, day_ms));
-    s.compile_timeout =
-        milliseconds(number(options.compile_timeout_ms, "EPJIT_COMPILE_TIMEOUT_MS", 60'000, 1, day_ms));
-    s.wait_timeout =
-        milliseconds(number(options.wait_timeout_ms, "EPJIT_WAIT_TIMEOUT_MS", 30'000, 1, day_ms));
-    s.first_wait_timeout = milliseconds(
-        number(options.first_wait_timeout_ms, "EPJIT_FIRST_WAIT_TIMEOUT_MS", 300'000, 1, day_ms));
+    s.lock_timeout = milliseconds(number(options.lock_timeout_ms, "EPJIT_LOCK_TIMEOUT_MS", 30'000, 0, day_ms));
+    s.compile_timeout = milliseconds(number(options.compile_timeout_ms, "EPJIT_COMPILE_TIMEOUT_MS", 60'000, 1, day_ms));
+    s.wait_timeout = milliseconds(number(options.wait_timeout_ms, "EPJIT_WAIT_TIMEOUT_MS", 30'000, 1, day_ms));
+    s.first_wait_timeout =
+        milliseconds(number(options.first_wait_timeout_ms, "EPJIT_FIRST_WAIT_TIMEOUT_MS", 300'000, 1, day_ms));
     s.offline = number(options.offline, "EPJIT_OFFLINE", 0, 0, 1) != 0;
     s.template_dir = text(options.template_dir, "EPJIT_TEMPLATE_DIR");
     s.nvrtc_library = text(options.nvrtc_library, "EPJIT_NVRTC_LIBRARY");
