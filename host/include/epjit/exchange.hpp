@@ -51,11 +51,11 @@ struct exchange_config {
     dtype dispatch_type = dtype::bf16;     ///< of dispatched rows; fp8_e4m3 from wider rows is the fused quantiser
     scale_type scales = scale_type::none;  ///< of fp8 rows
     dtype combine_type = dtype::bf16;      ///< bf16, fp16 or f32: rows given to combine, wire and result
-    epjit::placement placement;
+    epjit::placement placement{};
     const std::int32_t* rank_hosts = nullptr;  ///< [R] host of each rank, for reduction::per_host; null: one host
     std::int32_t lanes = 1;                    ///< independent sets of workspace and flags: 1 or 2
     std::int32_t num_sms = 0;                  ///< bound on all resident blocks of a call; 0: automatic
-    memory_hooks memory;
+    memory_hooks memory{};
 };
 
 /// Run-time choices of one plan, equal on every rank.
@@ -118,9 +118,9 @@ class EPJIT_API plan {
 };
 
 struct dispatch_args {
-    tensor_view input;               ///< [T,H]
+    tensor_view input{};             ///< [T,H]
     const float* weights = nullptr;  ///< [T,K], sparse [T,E]; needed to weigh input rows or to fill the outputs below
-    tensor_view output;              ///< [rows,H]; masked: [L * capacity, H]
+    tensor_view output{};            ///< [rows,H]; masked: [L * capacity, H]
     std::int32_t* row_source = nullptr;  ///< [rows,2] (rank, token) or null; -1 beyond the data
     float* row_weights = nullptr;        ///< [rows] or null; 0 beyond the data; expert_major and masked
     std::int32_t* local_ids = nullptr;   ///< flat: [rows,K] local slots that want the row, ascending, then -1; or null
@@ -135,9 +135,9 @@ struct dispatch_options {
 };
 
 struct combine_args {
-    tensor_view rows;                ///< [rows,H] from the experts
+    tensor_view rows{};              ///< [rows,H] from the experts
     const float* weights = nullptr;  ///< [T,K], sparse [T,E]; null: unweighted. Not on flat
-    tensor_view output;              ///< [T,H]; a token with no expert gets zeros
+    tensor_view output{};            ///< [T,H]; a token with no expert gets zeros
 };
 
 struct combine_options {
@@ -150,8 +150,8 @@ struct combine_options {
 /// product of `gradient[t]` and the row the expert produced, in fp32: element h belongs to lane (h / 8) mod 32,
 /// ascending h in each lane by fused multiply-add from +0, lanes then added pairwise over distances 16, 8, 4, 2, 1.
 struct weight_gradient_args {
-    tensor_view rows;                      ///< [rows,H] what combine was given, or empty
-    tensor_view gradient;                  ///< [T,H] gradient of combine's output, or empty
+    tensor_view rows{};                    ///< [rows,H] what combine was given, or empty
+    tensor_view gradient{};                ///< [T,H] gradient of combine's output, or empty
     const float* row_gradients = nullptr;  ///< [rows], or null
     float* output = nullptr;               ///< [T,K] or [T,E]
 };
