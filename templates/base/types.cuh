@@ -11,6 +11,10 @@
 
 namespace epjit::templates {
 
+/// Width of the caller's expert ids; a run-time argument, because converting on load costs nothing. Stands before the
+/// type names that its enumerators share, or the host compiler takes them for shadowing.
+enum class id_width : int { i16 = 0, i32 = 1, u32 = 2, i64 = 3 };
+
 using i8 = signed char;
 using u8 = unsigned char;
 using i16 = short;
@@ -30,9 +34,6 @@ inline constexpr i32 max_topk = 32;
 inline constexpr i32 max_experts = 2048;
 /// Expert slots with replicas; a slot id must fit in 16 bits beside its rank.
 inline constexpr i32 max_slots = 8192;
-
-/// Width of the caller's expert ids; a run-time argument, because converting on load costs nothing.
-enum class id_width : i32 { i16 = 0, i32 = 1, u32 = 2, i64 = 3 };
 
 /// How dispatched rows lie; see design words. Values are shared with the host's `epjit::layout`.
 enum class row_layout : i32 { expert_major = 0, flat = 1, masked = 2 };

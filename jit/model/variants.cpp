@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "epjit/jit/variants.hpp"
+
+#include "epjit/error.hpp"
+#include "templates/base/types.cuh"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace epjit::jit {
+namespace {
+
+constexpr std::int32_t max_ranks = templates::max_driven_ranks;
+constexpr std::int32_t max_hidden = 1 << 20;
+constexpr std::int32_t vector_bytes = 16;
+
+void check(std::string_view what, std::int64_t value, std::int64_t low, std::int64_t high) {
+    if (value < low || value > high) {
+        throw config_error(
+            fmt::format("{} is {}; this version compiles kernels for {} to {}", what, value, low, high));
+    }
+}
+
+void check_rows(std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk) {
+    check("the number of ranks", num_ranks, 1, max_ranks);
+    check("the hidden size", hidden, 1, max_hidden);
+    check("TOPK", topk, 1, templates::max_topk);
+}
+
+/// dispatch and combine of one rank are permute and unpermute, whatever the exchange.
+exchange_kind exchange_of(exchange_kind exchange, std::int32_t num_ranks) {
+    if (num_ranks == 1) {
+        return exchange_kind::automatic;
+    }
+    if (exchange == exchange_kind::automatic || exchange == exchange_kind::host) {
+        throw config_error(fmt::format("exchange {} has no kernels for {} ranks", name(exchange), num_ranks),
+                           "choose loopback");
+    }
+    if (exchange != exchange_kind::loopback) {
+        throw unsupported_error(fmt::format("exchange {} is not in this version", name(exchange)),
+                                "use host or loopback");
+    }
+    return exchange;
+}
+
+/// Threads of a block that walks rows of `row_bytes` in 16-byte steps: the multiple of 32 up to 256 that
+/// leaves the fewest lanes idle over the row, and of equals the largest (7168 bf16: 896 vectors, 224 threads,
+/// 4 full steps).
+std::int32_t row_threads(std::int64_t row_bytes) {
+    const std::int64_t vectors = templates::ceil_div<std::int64_t>(row_bytes, vector_bytes);
+    std::int32_t best = 32;
+    std::int64_t best_lanes = templates::ceil_div<std::int64_t>(vectors, 32) * 32;
+    for (std::int32_t threads = 64; threads <= 256; threads += 32) {
+        const std::int64_t lanes = templates::ceil_div<std::int64_t>(vectors, threads) * threads;
+        if (lanes <= best_lanes) {
+            best = threads;
+            best_lanes = lanes;
+        }
+    }
+    return best;
+}
+
+/// Rows in flight of the bulk-copy kernel, 0 where it cannot exist: bulk copies come with sm_90, move
+/// multiples of 16 bytes and cannot convert. Two rows at least must fit, or nothing overlaps. 14 stages
+/// saturate the copy engines of an H200 (design, numbers to beat).
+std::int32_t bulk_stages(target_arch arch, std::int64_t row_bytes, bool converts) {
+    // Shared memory of a block: 227 KB on sm_90, sm_100, sm_103 and sm_110, 99 KB on sm_120 and sm_121.
+    const std::int64_t budget = (arch.number >= 120 ? 88 : 200) * 1024;
+    if (arch.number < 90 || converts || row_bytes % vector_bytes != 0 || 2 * row_bytes > budget) {
+        return 0;
+    }
+    return static_cast<std::int32_t>(std::min<std::int64_t>(14, budget / row_bytes));
+}
+
+void append_unique(std::vector<variant_spec>& list, const variant_spec& spec) {
+    if (std::find(list.begin(), list.end(), spec) == list.end()) {
+        list.push_back(spec);
+    }
+}
+
+struct row_types {
+    dtype input, output;
+    scale_type scales;
+};
+
+/// What dispatch and permute may be asked for. Base: the model's own rows; with an fp8 model also rows that
+/// the caller has quantised and rows that the fused quantiser makes.
+std::vector<row_types> scatter_types(const model_shape& model, variant_set set) {
+    const dtype own = model.token_type;
+    std::vector<row_types> types{{own, own, scale_type::none}};
+    if (model.fp8_dispatch) {
+        types.push_back({own, dtype::fp8_e4m3, model.fp8_scales});
+        types.push_back({dtype::fp8_e4m3, dtype::fp8_e4m3, model.fp8_scales});
+    }
+    if (set == variant_set::all) {
+        for (const dtype type : {dtype::bf16, dtype::fp16, dtype::f32}) {
+            types.push_back({type, type, scale_type::none});
+        }
+        for (const scale_type scales : {scale_type::f32, scale_type::ue8m0}) {
+            for (const dtype type : {dtype::bf16, dtype::fp16, dtype::f32, dtype::fp8_e4m3}) {
+                types.push_back({type, dtype::fp8_e4m3, scales});
+            }
+        }
+    }
+    return types;
+}
+
+std::vector<dtype> gather_types(const model_shape& model, variant_set set) {
+    std::vector<dtype> types{model.token_type};
+    if (set == variant_set::all) {
+        for (const dtype type : {dtype::bf16, dtype::fp16, dtype::f32}) {
+            types.push_back(type);
+        }
+    }
+    return types;
+}
+
+/// Everything that runs on `num_ranks` ranks.
+void list_ranks(const variant_request& request, target_arch arch, std::int32_t num_ranks,
+                std::vector<variant_spec>& list) {
+    const model_shape& m = request.model;
+    append_unique(list, plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, false));
+    if (request.set == variant_set::all) {
+        append_unique(list, plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, true));
+    }
+    for (const row_types& t : scatter_types(m, request.set)) {
+        append_unique(list, scatter_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, t.input,
+                                         t.output, t.scales));
+    }
+    for (const dtype type : gather_types(m, request.set)) {
+        append_unique(list, gather_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, type));
+    }
+}
+
+}  // namespace
+
+variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots,
+                       std::int32_t num_ranks, std::int32_t topk, bool sparse) {
+    check("the number of experts", num_experts, 1, templates::max_experts);
+    check("the number of expert slots", num_slots, num_experts, templates::max_slots);
+    check("the number of ranks", num_ranks, 1, max_ranks);
+    check("TOPK", topk, 1, std::min(templates::max_topk, num_experts));
+    variant_spec s;
+    s.kind = kernel_kind::plan;
+    s.arch = arch;
+    s.sparse = sparse;
+    s.num_experts = num_experts;
+    s.num_slots = num_slots;
+    s.num_ranks = num_ranks;
+    s.topk = topk;
+    s.threads = 512;
+    return s;
+}
+
+variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks,
+                          std::int32_t hidden, std::int32_t topk, dtype input, dtype output,
+                          scale_type scales) {
+    check_rows(num_ranks, hidden, topk);
+    if (input != output && output != dtype::fp8_e4m3) {
+        throw config_error(fmt::format("rows of {} cannot be dispatched as {}", name(input), name(output)),
+                           "dispatch as the input's type, or as fp8");
+    }
+    if ((output == dtype::fp8_e4m3) != (scales != scale_type::none)) {
+        throw config_error(fmt::format("rows dispatched as {} with scales {}", name(output), name(scales)),
+                           "fp8 rows have f32 or ue8m0 scales, other rows none");
+    }
+    const std::int64_t row_bytes = hidden * size_of(input);
+    variant_spec s;
+    s.kind = num_ranks == 1 ? kernel_kind::permute : kernel_kind::dispatch;
+    s.exchange = exchange_of(exchange, num_ranks);
+    s.arch = arch;
+    s.input = input;
+    s.output = output;
+    s.scales = scales;
+    s.hidden = hidden;
+    s.num_ranks = num_ranks;
+    s.topk = topk;
+    s.threads = row_threads(row_bytes);
+    s.stages = bulk_stages(arch, row_bytes, input != output);
+    return s;
+}
+
+variant_spec gather_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks,
+                         std::int32_t hidden, std::int32_t topk, dtype type) {
+    check_rows(num_ranks, hidden, topk);
+    if (type == dtype::fp8_e4m3) {
+        throw config_error("rows of fp8 cannot be combined", "combine takes bf16, fp16 or f32");
+    }
+    variant_spec s;
+    s.kind = num_ranks == 1 ? kernel_kind::unpermute : kernel_kind::combine;
+    s.exchange = exchange_of(exchange, num_ranks);
+    s.arch = arch;
+    s.input = type;
+    s.output = type;
+    s.hidden = hidden;
+    s.num_ranks = num_ranks;
+    s.topk = topk;
+    s.threads = row_threads(hidden * size_of(type));
+    return s;
+}
+
+std::vector<variant_spec> list_variants(const variant_request& request) {
+    std::vector<variant_spec> list;
+    for (const target_arch arch : request.archs) {
+        list_ranks(request, arch, 1, list);
+        for (const std::int32_t num_ranks : request.ranks) {
+            list_ranks(request, arch, num_ranks, list);
+        }
+    }
+    return list;
+}
+
+std::vector<variant_spec> run_variants(const run_request& r) {
+    if (r.exchange == exchange_kind::host) {
+        return {};
+    }
+    const bool sparse = r.routing == routing_form::sparse;
+    return {plan_spec(r.arch, r.num_experts, r.num_slots, r.num_ranks, r.topk, sparse),
+            scatter_spec(r.arch, r.exchange, r.num_ranks, r.hidden, r.topk, r.input, r.wire, r.scales),
+            gather_spec(r.arch, r.exchange, r.num_ranks, r.hidden, r.topk, r.combine)};
+}
+
+}  // namespace epjit::jit
