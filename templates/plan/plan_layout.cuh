@@ -27,6 +27,32 @@ struct plan_entry {
 static_assert(sizeof(plan_entry) == 8 && alignof(plan_entry) == 4);
 
 inline constexpr u16 no_rank = 0xffff;
+inline constexpr u16 no_slot = 0xffff;
+
+/// Rank whose tokens hold global token `token`, searched upwards from `rank`; `args` has a per-rank table.
+template <class Args>
+EPJIT_SHARED i32 source_rank_of(const Args& args, i32 token, i32 rank) {
+    while (token >= args.ranks[rank].first_token + args.ranks[rank].num_tokens) {
+        ++rank;
+    }
+    return rank;
+}
+
+/// Tokens that a block counts at a time: one bit each in a key's mask.
+inline constexpr i32 plan_tile_tokens = 64;
+
+/// What rows are counted by: every slot, and every rank for the flat layout.
+EPJIT_SHARED constexpr i32 plan_keys(const plan_config& c) { return c.num_slots + c.num_ranks; }
+
+/// Dynamic shared memory of plan_kernel: per key a mask, a running count and a row base; a tile of ids when sparse.
+EPJIT_SHARED constexpr i32 plan_shared_bytes(const plan_config& c) {
+    return plan_keys(c) * (8 + 4 + 4) + (c.sparse ? plan_tile_tokens * c.topk * 2 : 0);
+}
+
+/// Blocks that have work for `num_tokens`; the launch takes no more than fit on the device at once.
+EPJIT_SHARED constexpr i32 plan_blocks(i32 num_tokens, i32 max_blocks) {
+    return max_of(1, min_of(ceil_div(num_tokens, plan_tile_tokens), max_blocks));
+}
 
 /// Counters that the device raises and the host reports at its next call. One per plan, the same on every rank.
 struct plan_status {
@@ -54,7 +80,7 @@ static_assert(sizeof(plan_rank) == 24);
 struct plan_head {
     // Placement, device memory.
     const i32* expert_first;  ///< [E+1] CSR over expert_slots
-    const u16* expert_slots;  ///< [S] slots of each expert, ascending
+    const u16* expert_slots;  ///< [S] slots of each expert, ascending; null: expert e has the one slot e
     const u16* slot_rank;     ///< [S]
     const i32* rank_first;    ///< [R+1] first slot of each rank
 
@@ -64,9 +90,9 @@ struct plan_head {
     i32* slot_counts;             ///< [S] rows of each slot after capacity
     i32* slot_offsets;            ///< [S+R] per rank r: L_r + 1 closed offsets from rank_first[r] + r on
     i32* rank_rows;               ///< [R] rows of each rank's output: expert_major with padding, flat, masked L * capacity
-    u16* block_counts;            ///< scratch [blocks, keys], keys = S, and R more on the flat layout
-    u32* barrier;                 ///< scratch, two words, zero before the first launch; every launch leaves them zero
-    plan_status* device_status;   ///< accumulated on the device; the kernel clears it first
+    u32* block_counts;            ///< scratch [grid, plan_keys]
+    u32* barrier;                 ///< scratch, two words; zero before the first launch, every launch leaves them zero
+    plan_status* device_status;   ///< sums of this launch; zero before the first launch, every launch leaves it zero
 
     // Pinned host memory.
     plan_status* host_status;

@@ -19,6 +19,20 @@ struct scatter_config {
     i32 stages;          ///< rows in flight of the bulk-copy kernel; 0 where it does not exist
 };
 
+/// Warps of a bulk-copy block that move rows, each with stages / movers rows in flight; one more warp fills the rows
+/// that no token has.
+EPJIT_SHARED constexpr i32 scatter_movers(const scatter_config& c) {
+    return c.stages >= 16 ? 4 : c.stages >= 4 ? 2 : 1;
+}
+
+EPJIT_SHARED constexpr i32 scatter_bulk_threads(const scatter_config& c) { return (scatter_movers(c) + 1) * 32; }
+
+/// Dynamic shared memory of scatter_bulk_kernel: the stages' rows and a barrier for each.
+EPJIT_SHARED constexpr i32 scatter_bulk_shared_bytes(const scatter_config& c) {
+    const i32 stages = c.stages / scatter_movers(c) * scatter_movers(c);
+    return stages * (c.hidden * element_bytes(c.output) + 8);
+}
+
 /// Compile-time shape of a row-gathering kernel (unpermute, combine, weight gradients).
 struct gather_config {
     i32 hidden;

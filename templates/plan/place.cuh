@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// Second half of a plan: block counts of all keys become row bases, counts and offsets; entries become rows.
+#pragma once
+
+#include "base/device.cuh"
+#include "plan/count.cuh"
+#include "plan/plan_layout.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// From every block's counts: `shared.bases` = totals of the keys, `shared.counts` = rows in the blocks before this one.
+/// Threads share a key where there are more threads than keys. Order of the integer sums does not matter.
+template <plan_config Config, class Args>
+__device__ void sum_block_counts(const Args& args, plan_shared<Config>& shared, i32 used_keys) {
+    const i32 thread = static_cast<i32>(threadIdx.x);
+    const i32 blocks = static_cast<i32>(gridDim.x);
+    const i32 self = static_cast<i32>(blockIdx.x);
+    const i32 parts = max_of(1, Config.threads / used_keys);
+#pragma unroll 1
+    for (i32 key = thread; key < used_keys; key += Config.threads) {
+        shared.counts[key] = 0;
+        shared.bases[key] = 0;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (i32 item = thread; item < used_keys * parts; item += Config.threads) {
+        const i32 key = item % used_keys;
+        u32 before = 0;
+        u32 total = 0;
+#pragma unroll 4
+        for (i32 b = item / used_keys; b < blocks; b += parts) {
+            const u32 count = args.block_counts[static_cast<i64>(b) * plan_shared<Config>::keys + key];
+            total += count;
+            before += b < self ? count : 0;
+        }
+        if (parts == 1) {
+            shared.counts[key] = before;
+            shared.bases[key] = static_cast<i32>(total);
+        } else {
+            atomicAdd(&shared.counts[key], before);
+            atomicAdd(&shared.bases[key], static_cast<i32>(total));
+        }
+    }
+    __syncthreads();
+}
+
+/// Exclusive sum over the block of each thread's `value`; also the sum of all. Called by all threads.
+template <i32 Threads>
+__device__ i32 block_exclusive_sum(i32 value) {
+    __shared__ i32 warp_sums[Threads / 32];
+    const i32 lane = static_cast<i32>(lane_idx());
+    const i32 warp = static_cast<i32>(threadIdx.x) / 32;
+    i32 inclusive = value;
+#pragma unroll
+    for (i32 d = 1; d < 32; d *= 2) {
+        const i32 other = __shfl_up_sync(full_warp, inclusive, d);
+        inclusive += lane >= d ? other : 0;
+    }
+    if (lane == 31) {
+        warp_sums[warp] = inclusive;
+    }
+    __syncthreads();
+    i32 before = 0;
+#pragma unroll 1
+    for (i32 w = 0; w < warp; ++w) {
+        before += warp_sums[w];
+    }
+    __syncthreads();
+    return before + inclusive - value;
+}
+
+/// What one slot's rows come to.
+struct slot_extent {
+    i32 count;   ///< after capacity
+    i32 offset;  ///< first row after clipping
+};
+
+/// Expert-major: the slots' aligned segments one after the other, `masks` (unused by now) holding the unclipped starts.
+/// A start counts from the first slot of all; a rank's own starts follow by subtracting that of its first slot.
+template <plan_config Config, class Args>
+__device__ void scan_segments(const Args& args, plan_shared<Config>& shared) {
+    constexpr i32 per_thread = ceil_div(Config.num_slots, Config.threads);
+    i32* starts = reinterpret_cast<i32*>(shared.masks);
+    const i32 first = static_cast<i32>(threadIdx.x) * per_thread;
+    i32 sum = 0;
+#pragma unroll 1
+    for (i32 i = 0; i < per_thread; ++i) {
+        const i32 slot = first + i;
+        if (slot < Config.num_slots) {
+            sum += ceil_div(shared.bases[slot], args.alignment) * args.alignment;
+        }
+    }
+    i32 start = block_exclusive_sum<Config.threads>(sum);
+#pragma unroll 1
+    for (i32 i = 0; i < per_thread; ++i) {
+        const i32 slot = first + i;
+        if (slot < Config.num_slots) {
+            starts[slot] = start;
+            start += ceil_div(shared.bases[slot], args.alignment) * args.alignment;
+            if (slot == Config.num_slots - 1) {
+                starts[Config.num_slots] = start;
+            }
+        }
+    }
+    __syncthreads();
+}
+
+/// Block 0 writes the plan's counts and offsets, to host memory too when asked.
+template <plan_config Config, class Args>
+__device__ void publish_counts(const Args& args, const plan_shared<Config>& shared) {
+    const i32* starts = reinterpret_cast<const i32*>(shared.masks);
+    u32 dropped = 0;
+#pragma unroll 1
+    for (i32 slot = static_cast<i32>(threadIdx.x); slot < Config.num_slots; slot += Config.threads) {
+        const i32 rank = args.slot_rank[slot];
+        const i32 local = slot - args.rank_first[rank];
+        const i32 capacity = args.ranks[rank].capacity;
+        const i32 total = shared.bases[slot];
+        i32 count = total;
+        i32 offset = 0;
+        if (args.layout == row_layout::masked) {
+            count = min_of(total, capacity);
+            offset = local * capacity;
+        } else if (args.layout == row_layout::expert_major) {
+            const i32 start = starts[slot] - starts[args.rank_first[rank]];
+            count = max_of(0, min_of(total, capacity - start));
+            offset = min_of(start, capacity);
+        }
+        dropped += static_cast<u32>(total - count);
+        if (args.layout == row_layout::flat) {
+            atomicAdd(&args.slot_counts[slot], total);  // other blocks take away what did not fit
+        } else {
+            args.slot_counts[slot] = count;
+            if (args.host_counts != nullptr) {
+                args.host_counts[slot] = count;
+            }
+        }
+        args.slot_offsets[slot + rank] = offset;
+    }
+#pragma unroll 1
+    for (i32 rank = static_cast<i32>(threadIdx.x); rank < Config.num_ranks; rank += Config.threads) {
+        const i32 first = args.rank_first[rank];
+        const i32 last = args.rank_first[rank + 1];
+        const i32 capacity = args.ranks[rank].capacity;
+        i32 rows = 0;
+        if (args.layout == row_layout::masked) {
+            rows = (last - first) * capacity;
+        } else if (args.layout == row_layout::flat) {
+            const i32 total = shared.bases[Config.num_slots + rank];
+            rows = min_of(total, capacity);
+            dropped += static_cast<u32>(total - rows);
+        } else {
+            rows = min_of(starts[last] - starts[first], capacity);
+        }
+        args.slot_offsets[last + rank] = rows;
+        args.rank_rows[rank] = rows;
+        if (args.host_counts != nullptr) {
+            args.host_counts[Config.num_slots + rank] = rows;
+        }
+    }
+    if (dropped != 0) {
+        atomicAdd(&args.device_status->dropped_rows, dropped);
+    }
+}
+
+/// Adds the row bases to the entries of the block's tokens and drops what lies beyond the capacity. Each thread reads
+/// back entries that its own block wrote.
+template <plan_config Config, class Args>
+__device__ void place_tokens(const Args& args, const plan_shared<Config>& shared, i32 first, i32 last) {
+    const i64 end = static_cast<i64>(last) * Config.topk;
+#pragma unroll 1
+    for (i64 i = static_cast<i64>(first) * Config.topk + threadIdx.x; i < end; i += Config.threads) {
+        plan_entry entry = args.entries[i];
+        if (entry.rank == no_rank) {
+            continue;
+        }
+        const i32 slot = args.entry_slots[i];
+        const i32 key = args.layout == row_layout::flat ? Config.num_slots + entry.rank : slot;
+        const i32 place = entry.row + static_cast<i32>(shared.counts[key]);
+        const i32 capacity = args.ranks[entry.rank].capacity;
+        i32 row = place;
+        bool fits = row < capacity;
+        if (args.layout == row_layout::masked) {
+            row += (slot - args.rank_first[entry.rank]) * capacity;
+        } else if (args.layout == row_layout::expert_major) {
+            const i32* starts = reinterpret_cast<const i32*>(shared.masks);
+            row += starts[slot] - starts[args.rank_first[entry.rank]];
+            fits = row < capacity;
+        } else if (!fits) {
+            atomicAdd(&args.slot_counts[slot], -1);
+        }
+        args.entries[i].row = fits ? row : -1;
+    }
+}
+
+#endif
+
+}  // namespace epjit::templates

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a token's rows are found for a sum: resolved once per token by one warp, in the order of the declared reduction.
+#pragma once
+
+#include "base/convert.cuh"
+#include "base/device.cuh"
+#include "rows/rows_layout.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// One row of a token's sum.
+struct row_term {
+    const u8* row;
+    float weight;
+    u32 boundary;  ///< 0: within a rank, 1: the first row of a rank, 2: of a host (per_rank: of any rank)
+};
+
+/// A token's rows in summing order, and where the sum goes.
+template <gather_config Config>
+struct row_terms {
+    row_term term[Config.topk];
+    i32 count;
+    u8* output;
+};
+
+/// Called by one whole warp; lane k resolves entry k. Entries come in ascending (rank, slot) order.
+template <gather_config Config, class Args>
+__device__ inline void resolve_terms(const Args& args, i32 token, i32 rank, row_terms<Config>& out) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    const gather_rank& owner = args.ranks[rank];
+    const i64 local = token - owner.first_token;
+    plan_entry entry{-1, no_rank, 0};
+    if (lane < Config.topk) {
+        entry = args.entries[static_cast<i64>(token) * Config.topk + lane];
+    }
+    const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
+    // On the flat layout a rank has one row of the token, which several entries name.
+    const bool used = entry.row >= 0 && (args.layout != row_layout::flat || lane == 0 || previous != entry.rank);
+    const i32 host = used && args.order == sum_order::per_host ? args.ranks[entry.rank].host : 0;
+    const i32 order_key = used ? host : 0x7fffffff;
+    i32 place = 0;
+    if (args.order == sum_order::per_host) {
+#pragma unroll 1
+        for (i32 j = 0; j < Config.topk; ++j) {
+            const i32 other = __shfl_sync(full_warp, order_key, j);
+            place += other < order_key || (other == order_key && j < lane) ? 1 : 0;
+        }
+    } else {
+        place = __popc(__ballot_sync(full_warp, used) & ((1u << lane) - 1));
+    }
+    // Boundaries: is there an earlier used row of the same rank, of the same host?
+    const u32 same_rank = __match_any_sync(full_warp, used ? static_cast<u32>(entry.rank) : 0x10000u | lane);
+    const u32 same_host = __match_any_sync(full_warp, used ? static_cast<u32>(host) : 0x80000000u | lane);
+    const u32 below = (1u << lane) - 1;
+    if (used) {
+        const gather_rank& holder = args.ranks[entry.rank];
+        row_term& term = out.term[place];
+        term.row = static_cast<const u8*>(holder.rows) + entry.row * holder.row_stride;
+        term.weight = owner.weights != nullptr ? owner.weights[local * args.weight_columns + entry.column] : 1.0f;
+        const bool new_rank = (same_rank & below) == 0;
+        const bool new_host = (same_host & below) == 0;
+        const bool host_starts = new_host || args.order == sum_order::per_rank;
+        term.boundary = args.order == sum_order::per_row || !new_rank ? 0 : host_starts ? 2 : 1;
+    }
+    const i32 count = __popc(__ballot_sync(full_warp, used));
+    if (lane == 0) {
+        out.count = count;
+        out.output = static_cast<u8*>(owner.output) + local * owner.output_stride;
+    }
+}
+
+#endif
+
+}  // namespace epjit::templates

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copies each token's row to the places its experts want, through shared memory with bulk copies (sm_90 and later).
+// Rows pass through untouched; every row, stride and address is a multiple of 16 bytes.
+//
+// Cost model: reads T*row bytes once, writes T*D*row bytes (D rows a token), nothing else of weight. Launches: 1. SMs:
+// any number; one block a SM fills shared memory with `stages` rows in flight. Each mover warp owns a ring of stages and
+// never waits for another warp.
+#pragma once
+
+#include "base/device.cuh"
+#include "rows/rows_layout.cuh"
+#include "rows/scatter_common.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+/// One mover warp: its ring of stages in shared memory and the token each stage holds.
+template <scatter_config Config>
+class row_mover {
+   public:
+    static constexpr i32 stages = Config.stages / scatter_movers(Config);
+    static constexpr i32 row_bytes = Config.hidden * element_bytes(Config.output);
+
+    __device__ row_mover(u8* rows, u64* barriers) : rows_(rows), barriers_(barriers) {}
+
+    /// Starts the load of the next token's row into the stage that follows.
+    template <class Args>
+    __device__ __forceinline__ void load(const Args& args, i32 token) {
+        load_rank_ = source_rank_of(args, token, load_rank_);
+        if (lane_idx() == 0) {
+            const scatter_rank& from = args.ranks[load_rank_];
+            const u8* row = static_cast<const u8*>(from.input) +
+                            static_cast<i64>(token - from.first_token) * from.input_stride;
+            mbarrier_arrive_expect(&barriers_[load_stage_], row_bytes);
+            bulk_load(rows_ + load_stage_ * row_bytes, row, row_bytes, &barriers_[load_stage_]);
+        }
+        load_stage_ = load_stage_ + 1 == stages ? 0 : load_stage_ + 1;
+    }
+
+    /// Waits for the oldest stage and starts the stores of its row to every place it goes.
+    template <class Args>
+    __device__ __forceinline__ void store(const Args& args, const token_entries& t) {
+        mbarrier_wait(&barriers_[stage_], parity_);
+        u8* row = rows_ + stage_ * row_bytes;
+        if (t.leads) {
+            const scatter_rank& to = args.ranks[t.entry.rank];
+            bulk_store(static_cast<u8*>(to.output) + static_cast<i64>(t.entry.row) * to.output_stride, row, row_bytes);
+        }
+        bulk_commit();
+        ++stage_;
+        if (stage_ == stages) {
+            stage_ = 0;
+            parity_ ^= 1;
+        }
+    }
+
+   private:
+    u8* rows_;
+    u64* barriers_;
+    i32 stage_ = 0;
+    i32 load_stage_ = 0;
+    i32 load_rank_ = 0;
+    u32 parity_ = 0;
+};
+
+/// Moves tokens `first`, `first + step`, ... in one warp, `stages - 1` loads ahead of the stores. The entries of a token
+/// are read one round early. The first round has nothing to store yet.
+template <scatter_config Config, class Args>
+__device__ inline void move_rows(const Args& args, u8* rows, u64* barriers, i32 first, i32 step) {
+    using mover_type = row_mover<Config>;
+    mover_type mover(rows, barriers);
+    i32 to_load = first;
+    i32 loading = 0;
+    i32 rank = 0;
+    token_entries current;
+#pragma unroll 1
+    for (i32 token = first - step; token < args.num_tokens; token += step) {
+#pragma unroll 1
+        for (; loading < mover_type::stages - 1 && to_load < args.num_tokens; ++loading, to_load += step) {
+            bulk_wait_read<1>();  // the stage to be loaded was stored in the round before the last
+            __syncwarp();
+            mover.load(args, to_load);
+        }
+        token_entries ahead;
+        if (token + step < args.num_tokens) {
+            rank = source_rank_of(args, token + step, rank);
+            ahead = read_entries<Config>(args, token + step, rank);
+        }
+        if (token >= first) {
+            mover.store(args, current);
+            --loading;
+            write_metadata<Config>(args, current);
+            if constexpr (Config.scales != group_scale::none) {
+                copy_scales<Config>(args, current);
+            }
+        }
+        current = ahead;
+    }
+    bulk_wait<0>();
+}
+
+template <scatter_config Config>
+__global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
+    scatter_bulk_kernel(const __grid_constant__ scatter_args<Config.num_ranks> args) {
+    static_assert(Config.input == Config.output, "bulk copies do not convert");
+    static_assert(row_mover<Config>::row_bytes % 16 == 0, "bulk copies move multiples of 16 bytes");
+    constexpr i32 movers = scatter_movers(Config);
+    constexpr i32 stages = row_mover<Config>::stages;
+    static_assert(stages >= 2, "a ring needs a row to load while another is stored");
+    extern __shared__ __align__(128) u8 memory[];
+    u64* barriers = reinterpret_cast<u64*>(memory + movers * stages * row_mover<Config>::row_bytes);
+    const i32 warp = static_cast<i32>(threadIdx.x) / 32;
+    if (warp < movers) {
+        u64* own = barriers + warp * stages;
+        if (lane_idx() == 0) {
+#pragma unroll 1
+            for (i32 s = 0; s < stages; ++s) {
+                mbarrier_init(&own[s], 1);
+            }
+            fence_barrier_init();
+        }
+        __syncwarp();
+        move_rows<Config>(args, memory + warp * stages * row_mover<Config>::row_bytes, own,
+                          static_cast<i32>(blockIdx.x) * movers + warp, static_cast<i32>(gridDim.x) * movers);
+    } else {
+        fill_unused_rows<Config>(args, static_cast<i32>(blockIdx.x), static_cast<i32>(gridDim.x));
+    }
+}
+
+#endif
+#endif
+
+}  // namespace epjit::templates

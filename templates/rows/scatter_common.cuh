@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// What both scatter kernels do beside moving the rows: the metadata of each row, and the rows that no token fills.
+#pragma once
+
+#include "base/convert.cuh"
+#include "base/device.cuh"
+#include "rows/rows_layout.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// One token's entries in a warp: lane k holds entry k.
+struct token_entries {
+    plan_entry entry{-1, no_rank, 0};
+    i32 slot = no_slot;
+    float weight = 0.0f;
+    i32 source_rank = 0;
+    i32 source_token = 0;
+    bool leads = false;  ///< this lane's row is not that of the lane before (flat: one row for several entries)
+
+    __device__ __forceinline__ bool has_row() const { return entry.row >= 0; }
+};
+
+/// Reads a token's entries; called by whole warps with a valid token.
+template <scatter_config Config, class Args>
+__device__ __forceinline__ token_entries read_entries(const Args& args, i32 token, i32 rank) {
+    token_entries t;
+    const i32 lane = static_cast<i32>(lane_idx());
+    t.source_rank = rank;
+    t.source_token = token - args.ranks[rank].first_token;
+    if (lane < Config.topk) {
+        const i64 index = static_cast<i64>(token) * Config.topk + lane;
+        t.entry = args.entries[index];
+        t.slot = args.entry_slots[index];
+        const float* weights = args.ranks[rank].weights;
+        if (weights != nullptr && t.entry.rank != no_rank) {
+            t.weight = weights[static_cast<i64>(t.source_token) * args.weight_columns + t.entry.column];
+        }
+    }
+    const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
+    t.leads = t.has_row() && (args.layout != row_layout::flat || lane == 0 || before != t.entry.rank);
+    return t;
+}
+
+/// Writes what travels beside a token's rows. Called by whole warps. Not inlined: both kernels of a program share it.
+template <scatter_config Config, class Args>
+__device__ __noinline__ void write_metadata(const Args& args, token_entries t) {
+    if (t.leads) {
+        const scatter_rank& to = args.ranks[t.entry.rank];
+        if (to.row_source != nullptr) {
+            reinterpret_cast<int2*>(to.row_source)[t.entry.row] = int2{t.source_rank, t.source_token};
+        }
+        if (to.row_weights != nullptr && args.layout != row_layout::flat) {
+            to.row_weights[t.entry.row] = t.weight;
+        }
+    }
+    if (args.layout != row_layout::flat) {
+        return;
+    }
+    // Flat: the entries of one rank are neighbours; each writes its local slot at its place within them, and the leader
+    // closes the row.
+    const u32 lane = lane_idx();
+    const u32 leaders = __ballot_sync(full_warp, t.leads);
+    const u32 members = __match_any_sync(full_warp, t.has_row() ? static_cast<u32>(t.entry.rank) : 0x10000u | lane);
+    if (t.has_row()) {
+        const scatter_rank& to = args.ranks[t.entry.rank];
+        const i32 place = static_cast<i32>(__popc(members & ((1u << lane) - 1)));
+        const i64 row = static_cast<i64>(t.entry.row) * Config.topk;
+        if (to.local_ids != nullptr) {
+            to.local_ids[row + place] = t.slot - args.rank_first[t.entry.rank];
+        }
+        if (to.local_weights != nullptr) {
+            to.local_weights[row + place] = t.weight;
+        }
+        if ((leaders >> lane & 1) != 0) {
+#pragma unroll 1
+            for (i32 k = static_cast<i32>(__popc(members)); k < Config.topk; ++k) {
+                if (to.local_ids != nullptr) {
+                    to.local_ids[row + k] = -1;
+                }
+                if (to.local_weights != nullptr) {
+                    to.local_weights[row + k] = 0.0f;
+                }
+            }
+        }
+    }
+}
+
+/// Copies a pre-quantised token's scales to its rows. Called by whole warps.
+template <scatter_config Config, class Args>
+__device__ __forceinline__ void copy_scales(const Args& args, const token_entries& t) {
+    constexpr i32 groups = ceil_div(Config.hidden, scale_group);
+    constexpr i32 size = scale_bytes(Config.scales);
+    using scale = typename element_of<Config.scales == group_scale::f32 ? element::f32 : element::fp8_e4m3>::storage;
+    static_assert(sizeof(scale) == size);
+    const scatter_rank& from = args.ranks[t.source_rank];
+    const scale* in = reinterpret_cast<const scale*>(static_cast<const u8*>(from.input_scales) +
+                                                     static_cast<i64>(t.source_token) * from.input_scale_stride);
+    const u32 leaders = __ballot_sync(full_warp, t.leads);
+#pragma unroll 1
+    for (i32 g = static_cast<i32>(lane_idx()); g < ceil_div(groups, 32) * 32; g += 32) {
+        const scale value = g < groups ? in[g] : scale{};
+#pragma unroll 1
+        for (u32 rest = leaders; rest != 0; rest &= rest - 1) {
+            const i32 source = __ffs(static_cast<i32>(rest)) - 1;
+            const i32 row = __shfl_sync(full_warp, t.entry.row, source);
+            const scatter_rank& to = args.ranks[__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), source)];
+            if (g < groups) {
+                u8* out = static_cast<u8*>(to.output_scales) + static_cast<i64>(row) * to.output_scale_stride;
+                reinterpret_cast<scale*>(out)[g] = value;
+            }
+        }
+    }
+}
+
+/// Clears bytes by a warp with the widest access that address and length allow.
+__device__ inline void clear_bytes(u8* p, i64 bytes) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    if ((reinterpret_cast<u64>(p) | static_cast<u64>(bytes)) % 16 == 0) {
+#pragma unroll 1
+        for (i64 i = lane * 16; i < bytes; i += 32 * 16) {
+            *reinterpret_cast<uint4*>(p + i) = uint4{0, 0, 0, 0};
+        }
+    } else {
+#pragma unroll 1
+        for (i64 i = lane; i < bytes; i += 32) {
+            p[i] = 0;
+        }
+    }
+}
+
+/// Rows of one rank that hold no token.
+struct unused_rows {
+    i32 rank;
+    i64 first;
+    i64 last;
+    i64 step;
+    bool clear;  ///< data and scales too, not only metadata
+};
+
+template <scatter_config Config, class Args>
+__device__ inline void fill_rows(const Args& args, const unused_rows& rows) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    const scatter_rank& to = args.ranks[rows.rank];
+    const bool flat = args.layout == row_layout::flat;
+#pragma unroll 1
+    for (i64 row = rows.first; row < rows.last; row += rows.step) {
+        if (to.row_source != nullptr && lane < 2) {
+            to.row_source[row * 2 + lane] = -1;
+        }
+        if (to.row_weights != nullptr && !flat && lane == 0) {
+            to.row_weights[row] = 0.0f;
+        }
+        if (flat && lane < Config.topk) {
+            if (to.local_ids != nullptr) {
+                to.local_ids[row * Config.topk + lane] = -1;
+            }
+            if (to.local_weights != nullptr) {
+                to.local_weights[row * Config.topk + lane] = 0.0f;
+            }
+        }
+        if (rows.clear) {
+            clear_bytes(static_cast<u8*>(to.output) + row * to.output_stride,
+                        static_cast<i64>(Config.hidden) * element_bytes(Config.output));
+            if (to.output_scales != nullptr) {
+                clear_bytes(static_cast<u8*>(to.output_scales) + row * to.output_scale_stride,
+                            ceil_div(Config.hidden, scale_group) * scale_bytes(Config.scales));
+            }
+        }
+    }
+}
+
+/// What slot `slot` leaves unused: its segment's padding (expert-major) or the rest of its capacity (masked).
+template <class Args>
+__device__ inline unused_rows unused_of_slot(const Args& args, i32 slot, i32 rank) {
+    const i64 offset = args.slot_offsets[slot + rank];
+    const i64 used = offset + args.slot_counts[slot];
+    if (args.layout == row_layout::masked) {
+        return {rank, used, offset + args.ranks[rank].capacity, 1, args.zero_tail != 0};
+    }
+    return {rank, used, args.slot_offsets[slot + rank + 1], 1, args.zero_padding != 0};
+}
+
+/// The rows that no token fills, shared out over `num_warps` warps of the grid: a slot's by one warp, those beyond a
+/// rank's last row by all.
+template <scatter_config Config, class Args>
+__device__ __noinline__ void fill_unused_rows(const Args& args, i32 warp, i32 num_warps) {
+    const i32 slots = args.layout == row_layout::flat ? 0 : args.num_slots;
+    const i32 tails = args.layout == row_layout::masked ? 0 : Config.num_ranks;
+    const i32 own_slots = slots > warp ? ceil_div(slots - warp, num_warps) : 0;
+    i32 rank = 0;
+#pragma unroll 1
+    for (i32 item = 0; item < own_slots + tails; ++item) {
+        unused_rows rows;
+        if (item < own_slots) {
+            const i32 slot = warp + item * num_warps;
+#pragma unroll 1
+            while (slot >= args.rank_first[rank + 1]) {
+                ++rank;
+            }
+            rows = unused_of_slot(args, slot, rank);
+        } else {
+            const i32 r = item - own_slots;
+            rows = {r, args.rank_rows[r] + static_cast<i64>(warp), args.ranks[r].capacity, num_warps,
+                    args.zero_tail != 0};
+        }
+        fill_rows<Config>(args, rows);
+    }
+}
+
+#endif
+
+}  // namespace epjit::templates
