@@ -9,9 +9,13 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-__device__ __forceinline__ float bits_to_float(u32 bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ float bits_to_float(u32 bits) {
+    return __uint_as_float(bits);
+}
 
-__device__ __forceinline__ float bf16_to_float(u16 v) { return bits_to_float(static_cast<u32>(v) << 16); }
+__device__ __forceinline__ float bf16_to_float(u16 v) {
+    return bits_to_float(static_cast<u32>(v) << 16);
+}
 
 __device__ __forceinline__ u16 float_to_bf16(float v) {
     u16 r;

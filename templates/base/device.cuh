@@ -38,7 +38,9 @@ __device__ __forceinline__ void st_release_sys(u32* p, u32 value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
-__device__ __forceinline__ void fence_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+__device__ __forceinline__ void fence_sys() {
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
+}
 
 /// Rows are read once: keep them out of L1.
 __device__ __forceinline__ uint4 ld_streaming_16(const void* p) {
@@ -101,7 +103,9 @@ __device__ __forceinline__ void bulk_store(void* global, const void* shared, u32
                  : "memory");
 }
 
-__device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void bulk_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
 
 /// At most `Pending` of the thread's latest groups may still be reading shared memory.
 template <i32 Pending>

@@ -33,14 +33,10 @@ struct plan_shared {
 
 __device__ __forceinline__ i64 load_id(const void* ids, i64 index, id_width width) {
     switch (width) {
-        case id_width::i16:
-            return static_cast<const i16*>(ids)[index];
-        case id_width::i32:
-            return static_cast<const i32*>(ids)[index];
-        case id_width::u32:
-            return static_cast<const u32*>(ids)[index];
-        default:
-            return static_cast<const i64*>(ids)[index];
+        case id_width::i16: return static_cast<const i16*>(ids)[index];
+        case id_width::i32: return static_cast<const i32*>(ids)[index];
+        case id_width::u32: return static_cast<const u32*>(ids)[index];
+        default: return static_cast<const i64*>(ids)[index];
     }
 }
 

@@ -10,8 +10,8 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-/// From every block's counts: `shared.bases` = totals of the keys, `shared.counts` = rows in the blocks before this one.
-/// Threads share a key where there are more threads than keys. Order of the integer sums does not matter.
+/// From every block's counts: `shared.bases` = totals of the keys, `shared.counts` = rows in the blocks before this
+/// one. Threads share a key where there are more threads than keys. Order of the integer sums does not matter.
 template <plan_config Config, class Args>
 __device__ void sum_block_counts(const Args& args, plan_shared<Config>& shared, i32 used_keys) {
     const i32 thread = static_cast<i32>(threadIdx.x);

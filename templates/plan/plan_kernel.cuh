@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routing to plan in one cooperative launch: count, one grid barrier, place.
 //
-// Cost model, T tokens over all ranks, K ids each, B blocks, Q keys: reads T*K ids (or T*E bytes), writes and reads back
-// T*K entries of 8 + 2 bytes, and every block reads the B*Q counts of all. Launches: 1. SMs: one block per 64 tokens up to
-// what fits on the device at once.
+// Cost model, T tokens over all ranks, K ids each, B blocks, Q keys: reads T*K ids (or T*E bytes), writes and reads
+// back T*K entries of 8 + 2 bytes, and every block reads the B*Q counts of all. Launches: 1. SMs: one block per 64
+// tokens up to what fits on the device at once.
 #pragma once
 
 #include "base/device.cuh"

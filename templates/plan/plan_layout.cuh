@@ -42,7 +42,9 @@ EPJIT_SHARED i32 source_rank_of(const Args& args, i32 token, i32 rank) {
 inline constexpr i32 plan_tile_tokens = 64;
 
 /// What rows are counted by: every slot, and every rank for the flat layout.
-EPJIT_SHARED constexpr i32 plan_keys(const plan_config& c) { return c.num_slots + c.num_ranks; }
+EPJIT_SHARED constexpr i32 plan_keys(const plan_config& c) {
+    return c.num_slots + c.num_ranks;
+}
 
 /// Dynamic shared memory of plan_kernel: per key a mask, a running count and a row base; a tile of ids when sparse.
 EPJIT_SHARED constexpr i32 plan_shared_bytes(const plan_config& c) {
@@ -85,14 +87,14 @@ struct plan_head {
     const i32* rank_first;    ///< [R+1] first slot of each rank
 
     // The plan, device memory.
-    plan_entry* entries;          ///< [num_tokens, K]
-    u16* entry_slots;             ///< [num_tokens, K] slot of each entry, 0xffff when unused
-    i32* slot_counts;             ///< [S] rows of each slot after capacity
-    i32* slot_offsets;            ///< [S+R] per rank r: L_r + 1 closed offsets from rank_first[r] + r on
-    i32* rank_rows;               ///< [R] rows of each rank's output: expert_major with padding, flat, masked L * capacity
-    u32* block_counts;            ///< scratch [grid, plan_keys]
-    u32* barrier;                 ///< scratch, two words; zero before the first launch, every launch leaves them zero
-    plan_status* device_status;   ///< sums of this launch; zero before the first launch, every launch leaves it zero
+    plan_entry* entries;  ///< [num_tokens, K]
+    u16* entry_slots;     ///< [num_tokens, K] slot of each entry, 0xffff when unused
+    i32* slot_counts;     ///< [S] rows of each slot after capacity
+    i32* slot_offsets;    ///< [S+R] per rank r: L_r + 1 closed offsets from rank_first[r] + r on
+    i32* rank_rows;       ///< [R] rows of each rank's output: expert_major with padding, flat, masked L * capacity
+    u32* block_counts;    ///< scratch [grid, plan_keys]
+    u32* barrier;         ///< scratch, two words; zero before the first launch, every launch leaves them zero
+    plan_status* device_status;  ///< sums of this launch; zero before the first launch, every launch leaves it zero
 
     // Pinned host memory.
     plan_status* host_status;
@@ -102,9 +104,9 @@ struct plan_head {
     i32 num_tokens;  ///< of all ranks
     id_width width;
     row_layout layout;
-    i32 alignment;       ///< expert_major segments start at multiples of this many rows; at least 1
-    i32 ids_are_slots;   ///< dense ids name slots directly (the caller chose the replicas)
-    u32 sequence;        ///< value of host_status->ready when done
+    i32 alignment;      ///< expert_major segments start at multiples of this many rows; at least 1
+    i32 ids_are_slots;  ///< dense ids name slots directly (the caller chose the replicas)
+    u32 sequence;       ///< value of host_status->ready when done
 };
 static_assert(sizeof(plan_head) == 144);
 

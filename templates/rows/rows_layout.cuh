@@ -25,7 +25,9 @@ EPJIT_SHARED constexpr i32 scatter_movers(const scatter_config& c) {
     return c.stages >= 16 ? 4 : c.stages >= 4 ? 2 : 1;
 }
 
-EPJIT_SHARED constexpr i32 scatter_bulk_threads(const scatter_config& c) { return (scatter_movers(c) + 1) * 32; }
+EPJIT_SHARED constexpr i32 scatter_bulk_threads(const scatter_config& c) {
+    return (scatter_movers(c) + 1) * 32;
+}
 
 /// Dynamic shared memory of scatter_bulk_kernel: the stages' rows and a barrier for each.
 EPJIT_SHARED constexpr i32 scatter_bulk_shared_bytes(const scatter_config& c) {

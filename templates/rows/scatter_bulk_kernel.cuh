@@ -3,8 +3,8 @@
 // Rows pass through untouched; every row, stride and address is a multiple of 16 bytes.
 //
 // Cost model: reads T*row bytes once, writes T*D*row bytes (D rows a token), nothing else of weight. Launches: 1. SMs:
-// any number; one block a SM fills shared memory with `stages` rows in flight. Each mover warp owns a ring of stages and
-// never waits for another warp.
+// any number; one block a SM fills shared memory with `stages` rows in flight. Each mover warp owns a ring of stages
+// and never waits for another warp.
 #pragma once
 
 #include "base/device.cuh"
@@ -31,8 +31,8 @@ class row_mover {
         load_rank_ = source_rank_of(args, token, load_rank_);
         if (lane_idx() == 0) {
             const scatter_rank& from = args.ranks[load_rank_];
-            const u8* row = static_cast<const u8*>(from.input) +
-                            static_cast<i64>(token - from.first_token) * from.input_stride;
+            const u8* row =
+                static_cast<const u8*>(from.input) + static_cast<i64>(token - from.first_token) * from.input_stride;
             mbarrier_arrive_expect(&barriers_[load_stage_], row_bytes);
             bulk_load(rows_ + load_stage_ * row_bytes, row, row_bytes, &barriers_[load_stage_]);
         }
@@ -65,8 +65,8 @@ class row_mover {
     u32 parity_ = 0;
 };
 
-/// Moves tokens `first`, `first + step`, ... in one warp, `stages - 1` loads ahead of the stores. The entries of a token
-/// are read one round early. The first round has nothing to store yet.
+/// Moves tokens `first`, `first + step`, ... in one warp, `stages - 1` loads ahead of the stores. The entries of a
+/// token are read one round early. The first round has nothing to store yet.
 template <scatter_config Config, class Args>
 __device__ inline void move_rows(const Args& args, u8* rows, u64* barriers, i32 first, i32 step) {
     using mover_type = row_mover<Config>;

@@ -43,9 +43,9 @@ __device__ __forceinline__ token_entries read_entries(const Args& args, i32 toke
     return t;
 }
 
-/// Writes what travels beside a token's rows. Called by whole warps. Not inlined: both kernels of a program share it.
+/// Writes what travels beside a token's rows. Called by whole warps.
 template <scatter_config Config, class Args>
-__device__ __noinline__ void write_metadata(const Args& args, token_entries t) {
+__device__ __forceinline__ void write_metadata_inline(const Args& args, const token_entries& t) {
     if (t.leads) {
         const scatter_rank& to = args.ranks[t.entry.rank];
         if (to.row_source != nullptr) {
@@ -84,6 +84,21 @@ __device__ __noinline__ void write_metadata(const Args& args, token_entries t) {
                 }
             }
         }
+    }
+}
+
+template <scatter_config Config, class Args>
+__device__ __noinline__ void write_metadata_shared(const Args& args, token_entries t) {
+    write_metadata_inline<Config>(args, t);
+}
+
+/// One copy in the program where two kernels need it: compile time counts. Alone, a kernel inlines it.
+template <scatter_config Config, class Args>
+__device__ __forceinline__ void write_metadata(const Args& args, const token_entries& t) {
+    if constexpr (Config.stages > 0) {
+        write_metadata_shared<Config>(args, t);
+    } else {
+        write_metadata_inline<Config>(args, t);
     }
 }
 
@@ -185,7 +200,7 @@ __device__ inline unused_rows unused_of_slot(const Args& args, i32 slot, i32 ran
 /// The rows that no token fills, shared out over `num_warps` warps of the grid: a slot's by one warp, those beyond a
 /// rank's last row by all.
 template <scatter_config Config, class Args>
-__device__ __noinline__ void fill_unused_rows(const Args& args, i32 warp, i32 num_warps) {
+__device__ __forceinline__ void fill_unused_rows_inline(const Args& args, i32 warp, i32 num_warps) {
     const i32 slots = args.layout == row_layout::flat ? 0 : args.num_slots;
     const i32 tails = args.layout == row_layout::masked ? 0 : Config.num_ranks;
     const i32 own_slots = slots > warp ? ceil_div(slots - warp, num_warps) : 0;
@@ -206,6 +221,20 @@ __device__ __noinline__ void fill_unused_rows(const Args& args, i32 warp, i32 nu
                     args.zero_tail != 0};
         }
         fill_rows<Config>(args, rows);
+    }
+}
+
+template <scatter_config Config, class Args>
+__device__ __noinline__ void fill_unused_rows_shared(const Args& args, i32 warp, i32 num_warps) {
+    fill_unused_rows_inline<Config>(args, warp, num_warps);
+}
+
+template <scatter_config Config, class Args>
+__device__ __forceinline__ void fill_unused_rows(const Args& args, i32 warp, i32 num_warps) {
+    if constexpr (Config.stages > 0) {
+        fill_unused_rows_shared<Config>(args, warp, num_warps);
+    } else {
+        fill_unused_rows_inline<Config>(args, warp, num_warps);
     }
 }
 

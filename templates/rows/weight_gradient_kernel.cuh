@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(Config.threads)
     const i32 warps = Config.threads / 32;
     i32 rank = 0;
 #pragma unroll 1
-    for (i32 token = static_cast<i32>(blockIdx.x) * warps + static_cast<i32>(threadIdx.x) / 32;
-         token < args.num_tokens; token += static_cast<i32>(gridDim.x) * warps) {
+    for (i32 token = static_cast<i32>(blockIdx.x) * warps + static_cast<i32>(threadIdx.x) / 32; token < args.num_tokens;
+         token += static_cast<i32>(gridDim.x) * warps) {
         rank = source_rank_of(args, token, rank);
         const gather_rank& owner = args.ranks[rank];
         const i64 local = token - owner.first_token;
