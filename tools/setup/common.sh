@@ -13,10 +13,17 @@ fail() {
     exit 3
 }
 
+# usage_error MESSAGE: exit 2. `usage` is the caller's.
+usage_error() {
+    printf 'error: %s\n\n' "$1" >&2
+    usage >&2
+    exit 2
+}
+
 # default_jobs: one job for each CPU this process may use.
 default_jobs() { nproc 2>/dev/null || echo 2; }
 
-# parse_options ARGS...: the options that both commands take; sets jobs. `usage` is the caller's.
+# parse_options ARGS...: the options that both commands take; sets jobs.
 parse_options() {
     jobs=$(default_jobs)
     while [ $# -gt 0 ]; do
@@ -26,27 +33,17 @@ parse_options() {
                 exit 0
                 ;;
             -j | --jobs)
-                [ $# -ge 2 ] || {
-                    printf 'error: %s needs a number\n' "$1" >&2
-                    exit 2
-                }
+                [ $# -ge 2 ] || usage_error "$1 needs a number"
                 jobs=$2
                 shift
                 ;;
             --jobs=*) jobs=${1#--jobs=} ;;
-            *)
-                printf 'error: unknown option %s\n\n' "$1" >&2
-                usage >&2
-                exit 2
-                ;;
+            *) usage_error "unknown option $1" ;;
         esac
         shift
     done
     case "$jobs" in
-        '' | *[!0-9]* | 0)
-            printf 'error: --jobs takes a number of at least 1, not "%s"\n' "$jobs" >&2
-            exit 2
-            ;;
+        '' | *[!0-9]* | 0) usage_error "--jobs takes a number of at least 1, not '$jobs'" ;;
     esac
 }
 
