@@ -62,7 +62,8 @@ install_wheel() {
     "${pip[@]}" install --quiet --disable-pip-version-check --no-input --no-deps --target "$wheel_folder" "$@"
 }
 
-# need_library TITLE NAME VARIABLE WHEEL: finds a library, else its wheel, and exports VARIABLE with the path.
+# need_library TITLE NAME VARIABLE WHEEL: finds a library, else installs its wheel. Exports VARIABLE with the path of one
+# in a wheel; the library finds the others by itself.
 need_library() {
     local title=$1 name=$2 variable=$3 wheel=$4 found
     if [ -n "${!variable:-}" ]; then
@@ -78,7 +79,9 @@ need_library() {
         note "  Set $variable to the path of $name.so, or CUDA_HOME to a CUDA toolkit."
         return
     fi
-    export "$variable=$found"
+    case "$found" in
+        */nvidia/*) export "$variable=$found" ;;
+    esac
     note "$title: $found"
 }
 
