@@ -40,7 +40,8 @@ struct resolved_config {
 /// What a plan keeps besides its backend's own part.
 struct plan_state {
     virtual ~plan_state() = default;
-    const void* owner = nullptr;  ///< the exchange_state that made it
+    const void* owner = nullptr;           ///< names the exchange that made it
+    std::shared_ptr<const void> identity;  ///< keeps that name from being used again
     plan_options options;
     std::vector<plan_args> ranks;  ///< as given; routing pointers are not used after make_plan
     [[nodiscard]] virtual plan_view view(int driven) const = 0;

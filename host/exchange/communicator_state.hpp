@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "epjit/types.hpp"
+#include "host/driver/device.hpp"
+#include "host/runtime/runtime_state.hpp"
+
+#include <cstdint>
+#include <memory>
+
+namespace epjit::host {
+
+struct communicator_state {
+    std::shared_ptr<runtime_state> runtime;
+    exchange_kind kind = exchange_kind::host;
+    std::int32_t num_ranks = 1;
+    std::int32_t num_driven = 1;
+    std::int32_t first_driven = 0;
+    shared_context context;  ///< null for host
+};
+
+}  // namespace epjit::host

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// The layouts shared with device code, for host code.
+#pragma once
+
+// Enumerators such as id_width::i16 have the names of the device code's integer types.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"
+#include "templates/plan/plan_layout.cuh"
+#include "templates/rows/rows_layout.cuh"
+#pragma GCC diagnostic pop

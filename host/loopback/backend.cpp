@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+// R virtual ranks on one GPU: every operation is one grid that carries the rank index, so no kernel waits for another
+// launch. The send half does all the work; the receive half only keeps the order of the stream.
+#include "epjit/error.hpp"
+#include "host/exchange/communicator_state.hpp"
+#include "host/loopback/arguments.hpp"
+#include "host/loopback/kernels.hpp"
+#include "host/loopback/plan.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <optional>
+
+namespace epjit::host {
+namespace {
+
+class loopback_backend final : public backend {
+   public:
+    loopback_backend(communicator_state& comm, const resolved_config& config) : comm_(comm), config_(config) {
+        upload_tables();
+        for (std::int32_t lane = 0; lane < config.config.lanes; ++lane) {
+            lanes_[lane].order = gpu_event(comm.context, false);
+        }
+    }
+
+    void prepare() override { kernels(); }
+    [[nodiscard]] std::size_t workspace_bytes() const noexcept override { return table_bytes_; }
+
+    std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
+                                          stream_t stream, std::unique_ptr<plan_state> reuse) override;
+    void dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                       stream_t stream) override;
+    void dispatch_receive(plan_state& p, std::span<const dispatch_args>, const dispatch_options&,
+                          stream_t stream) override {
+        const scoped_context current(*comm_.context);
+        order_on(p.options.lane, stream);
+    }
+    void combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                      stream_t stream) override;
+    void combine_receive(plan_state& p, std::span<const combine_args>, const combine_options&,
+                         stream_t stream) override {
+        const scoped_context current(*comm_.context);
+        order_on(p.options.lane, stream);
+    }
+    void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) override;
+
+   private:
+    struct lane_order {
+        gpu_event order;
+        stream_t last = nullptr;
+        bool used = false;
+    };
+
+    void upload_tables();
+    loopback_kernels& kernels() {
+        if (!kernels_) {
+            kernels_.emplace(comm_, config_);
+        }
+        return *kernels_;
+    }
+    /// Makes `stream` wait for the lane's earlier work when that went to another stream.
+    void order_on(std::int32_t lane, stream_t stream);
+    std::unique_ptr<loopback_plan> plan_with_memory(const plan_options& options, std::unique_ptr<plan_state> reuse,
+                                                    stream_t stream);
+    void wait_for_counts(loopback_plan& plan, stream_t stream);
+    /// Throws what the device has reported about a plan, and refuses work after a time-out.
+    void check_reports(const loopback_plan& plan);
+    [[nodiscard]] std::chrono::milliseconds wait_limit() const noexcept {
+        const settings& o = comm_.runtime->options;
+        return first_step_done_ ? o.wait_timeout : o.first_wait_timeout;
+    }
+
+    communicator_state& comm_;
+    const resolved_config& config_;
+    workspace tables_memory_;
+    std::size_t table_bytes_ = 0;
+    device_tables tables_;
+    std::optional<loopback_kernels> kernels_;
+    std::array<lane_order, 2> lanes_;
+    std::uint32_t sequence_ = 0;
+    bool first_step_done_ = false;
+    bool warned_ = false;
+    std::string failure_;  ///< why the exchange refuses work; empty: it does not
+};
+
+/// True when expert e has exactly the slot e.
+bool slots_are_experts(const placement_tables& t, std::int32_t num_experts) {
+    if (t.num_slots != num_experts) {
+        return false;
+    }
+    for (std::int32_t e = 0; e < num_experts; ++e) {
+        if (t.slot_expert[e] != e) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void loopback_backend::upload_tables() {
+    const placement_tables& t = config_.placement;
+    std::vector<std::byte> image;
+    const auto add = [&image](const auto& table) {
+        const std::size_t at = image.size();
+        const std::size_t bytes = table.size() * sizeof(table[0]);
+        image.resize((at + bytes + 255) / 256 * 256);
+        std::memcpy(image.data() + at, table.data(), bytes);
+        return at;
+    };
+    const std::size_t expert_first = add(t.expert_first);
+    const std::size_t expert_slots = add(t.expert_slots);
+    const std::size_t slot_rank = add(t.slot_rank);
+    const std::size_t rank_first = add(t.rank_first);
+    tables_memory_ = workspace(comm_, config_.config.memory, image.size());
+    table_bytes_ = image.size();
+    copy_to_device(comm_.context, tables_memory_.data(), image.data(), image.size(), nullptr);
+    synchronize(comm_.context, nullptr);
+    comm_.runtime->uploads.fetch_add(1, std::memory_order_relaxed);
+    const std::byte* base = static_cast<const std::byte*>(tables_memory_.data());
+    tables_.expert_first = reinterpret_cast<const std::int32_t*>(base + expert_first);
+    tables_.expert_slots = slots_are_experts(t, config_.config.num_experts)
+                               ? nullptr
+                               : reinterpret_cast<const std::uint16_t*>(base + expert_slots);
+    tables_.slot_rank = reinterpret_cast<const std::uint16_t*>(base + slot_rank);
+    tables_.rank_first = reinterpret_cast<const std::int32_t*>(base + rank_first);
+}
+
+void loopback_backend::order_on(std::int32_t lane, stream_t stream) {
+    lane_order& l = lanes_[lane];
+    if (l.used && l.last != stream) {
+        const driver_api& api = comm_.context->api();
+        api.check(api.event_record(l.order.get(), l.last), "cuEventRecord", "on the lane's previous stream");
+        api.check(api.stream_wait_event(stream, l.order.get(), 0), "cuStreamWaitEvent");
+    }
+    l.used = true;
+    l.last = stream;
+}
+
+std::unique_ptr<loopback_plan> loopback_backend::plan_with_memory(const plan_options& options,
+                                                                  std::unique_ptr<plan_state> reuse, stream_t stream) {
+    const std::int32_t bound = options.token_bound != 0 ? options.token_bound : config_.config.max_tokens_per_rank;
+    const std::int64_t tokens = std::int64_t{config_.num_ranks} * bound;
+    if (reuse != nullptr) {
+        std::unique_ptr<loopback_plan> old(static_cast<loopback_plan*>(reuse.release()));
+        // Work of another lane is not ordered before this one, so its memory cannot be written yet.
+        if (old->token_capacity >= tokens && old->options.lane == options.lane) {
+            return old;
+        }
+    }
+    loopback_kernels& k = kernels();
+    const std::int64_t blocks = templates::plan_blocks(static_cast<std::int32_t>(tokens), k.plan.max_blocks);
+    const plan_offsets offsets = lay_out_plan(config_, tokens, blocks, k.plan_keys);
+    auto plan = std::make_unique<loopback_plan>();
+    plan->device = workspace(comm_, config_.config.memory, offsets.total);
+    plan->pinned =
+        pinned_buffer(comm_.context, loopback_plan::counts_offset +
+                                         static_cast<std::size_t>(config_.placement.num_slots + config_.num_ranks) * 4);
+    comm_.runtime->allocations.fetch_add(1, std::memory_order_relaxed);
+    std::byte* pinned = static_cast<std::byte*>(plan->pinned.device_data());
+    plan->memory = place_plan(plan->device.data(), offsets, pinned, pinned + loopback_plan::counts_offset);
+    plan->token_capacity = tokens;
+    plan->rank_first = config_.placement.rank_first;
+    plan->first_driven = config_.first_driven;
+    plan->ranks.reserve(config_.num_driven);
+    fill_bytes(comm_.context, plan->device.data(), 0, offsets.zeroed, stream);
+    return plan;
+}
+
+std::unique_ptr<plan_state> loopback_backend::make_plan(std::span<const plan_args> ranks, const plan_options& options,
+                                                        stream_t stream, std::unique_ptr<plan_state> reuse) {
+    if (reuse != nullptr) {
+        check_reports(static_cast<const loopback_plan&>(*reuse));
+    } else if (!failure_.empty()) {
+        throw timeout_error(failure_, "make a new exchange");
+    }
+    loopback_kernels& k = kernels();
+    const scoped_context current(*comm_.context);
+    order_on(options.lane, stream);
+    std::unique_ptr<loopback_plan> plan = plan_with_memory(options, std::move(reuse), stream);
+    plan->options = options;
+    plan->ranks.assign(ranks.begin(), ranks.end());
+    plan->exact = options.mode == mode::exact;
+    sequence_ = sequence_ + 1 != 0 ? sequence_ + 1 : 1;
+    plan->sequence = sequence_;
+    for (std::size_t r = 0; r < ranks.size(); ++r) {
+        plan->rows[r] = ranks[r].capacity;
+        plan->known_rows[r] = -1;
+    }
+    plan_kernel_args args;
+    const auto limit = std::chrono::duration_cast<std::chrono::nanoseconds>(wait_limit()).count();
+    fill_plan_args(args, config_, tables_, plan->memory, ranks, options,
+                   {plan->sequence, static_cast<std::uint64_t>(limit)});
+    launch(comm_, k.plan, templates::plan_blocks(args.num_tokens, k.plan.max_blocks), &args, stream, true);
+    if (plan->exact) {
+        wait_for_counts(*plan, stream);
+    }
+    return plan;
+}
+
+void loopback_backend::wait_for_counts(loopback_plan& plan, stream_t stream) {
+    comm_.runtime->host_waits.fetch_add(1, std::memory_order_relaxed);
+    const driver_api& api = comm_.context->api();
+    const std::chrono::milliseconds limit = wait_limit();
+    const poll_outcome outcome = poll_ready(&plan.host_status()->ready, plan.sequence, limit, [&] {
+        const cu_result state = api.stream_query(stream);
+        if (state != cu_success && state != cu_not_ready) {
+            api.fail(state, "the plan kernel", "");
+        }
+        return state == cu_not_ready;
+    });
+    if (outcome != poll_outcome::ready) {
+        failure_ =
+            fmt::format("plan: waited {} ms for the counts: expected sequence {}, seen {}{}", limit.count(),
+                        plan.sequence, plan.host_status()->ready,
+                        outcome == poll_outcome::work_ended ? " (the stream is done)" : " (the stream still works)");
+        throw timeout_error(failure_,
+                            "look for earlier work on the stream that does not end, or raise EPJIT_WAIT_TIMEOUT_MS");
+    }
+    first_step_done_ = true;
+    const std::int32_t* rows = plan.host_counts() + config_.placement.num_slots;
+    for (std::int32_t r = 0; r < config_.num_driven; ++r) {
+        plan.known_rows[r] = rows[config_.first_driven + r];
+        if (plan.options.layout != layout::masked) {
+            plan.rows[r] = rows[config_.first_driven + r];
+        }
+    }
+    check_reports(plan);
+}
+
+void loopback_backend::check_reports(const loopback_plan& plan) {
+    if (!failure_.empty()) {
+        throw timeout_error(failure_, "make a new exchange");
+    }
+    const plan_report report = plan.report();
+    if (!report.complete) {
+        return;
+    }
+    first_step_done_ = true;
+    if (report.timed_out) {
+        failure_ =
+            fmt::format("plan: the blocks of plan_kernel (sequence {}) did not meet within the limit", plan.sequence);
+        throw timeout_error(failure_,
+                            "check that no other work keeps the GPU's SMs for ever, then make a new exchange");
+    }
+    const plan_status& s = report.status;
+    if (s.dropped_rows != 0 && plan.options.overflow == overflow::fail) {
+        throw capacity_error(fmt::format("{} rows did not fit the capacity of their rank ({} {})", s.dropped_rows,
+                                         name(plan.options.mode), name(plan.options.layout)),
+                             "raise plan_args::capacity (exchange::worst_case_rows is always enough), or use "
+                             "overflow::drop");
+    }
+    if (!warned_ && (s.bad_ids | s.duplicate_ids | s.excess_ids) != 0) {
+        warned_ = true;
+        comm_.runtime->log().write(
+            log_level::warn, fmt::format("routing: {} ids out of range and {} duplicates were taken as -1, {} experts "
+                                         "beyond topk were ignored (said once per exchange; see plan::status)",
+                                         s.bad_ids, s.duplicate_ids, s.excess_ids));
+    }
+}
+
+void loopback_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks,
+                                     const dispatch_options& options, stream_t stream) {
+    const loopback_plan& plan = static_cast<const loopback_plan&>(p);
+    check_reports(plan);
+    loopback_kernels& k = kernels();
+    scatter_kernel_args args;
+    fill_scatter_args(args, config_, tables_, plan.memory, plan, plan.rows, ranks, options);
+    // Beside the tokens, every slot's padding and, in static mode, what lies beyond the data is filled.
+    std::int64_t rows_to_fill = config_.placement.num_slots;
+    if (!plan.exact) {
+        for (std::size_t r = 0; r < ranks.size(); ++r) {
+            rows_to_fill += plan.rows[r];
+        }
+    }
+    const scoped_context current(*comm_.context);
+    order_on(options.lane, stream);
+    if (k.scatter_bulk && args.vector_bytes == 16 && args.weigh_input == 0) {
+        const std::int64_t blocks = (args.num_tokens + k.bulk_movers - 1) / k.bulk_movers;
+        launch(comm_, k.scatter_bulk, std::max(blocks, (rows_to_fill + 7) / 8), &args, stream);
+    } else {
+        const std::int64_t warps = k.scatter.threads / 32;
+        launch(comm_, k.scatter, std::max<std::int64_t>(args.num_tokens, (rows_to_fill + warps - 1) / warps), &args,
+               stream);
+    }
+}
+
+void loopback_backend::combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                                    stream_t stream) {
+    const loopback_plan& plan = static_cast<const loopback_plan&>(p);
+    check_reports(plan);
+    loopback_kernels& k = kernels();
+    gather_kernel_args args;
+    fill_combine_args(args, config_, plan.memory, plan, ranks, options);
+    const scoped_context current(*comm_.context);
+    order_on(options.lane, stream);
+    if (args.num_tokens != 0) {
+        launch(comm_, k.gather, args.num_tokens, &args, stream);
+    }
+}
+
+void loopback_backend::weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) {
+    const loopback_plan& plan = static_cast<const loopback_plan&>(p);
+    check_reports(plan);
+    loopback_kernels& k = kernels();
+    gather_kernel_args args;
+    fill_gradient_args(args, config_, plan.memory, plan, ranks);
+    const scoped_context current(*comm_.context);
+    order_on(plan.options.lane, stream);
+    if (args.num_tokens != 0) {
+        const std::int64_t warps = k.weight_gradient.threads / 32;
+        launch(comm_, k.weight_gradient, (args.num_tokens + warps - 1) / warps, &args, stream);
+    }
+}
+
+}  // namespace
+
+std::unique_ptr<backend> make_loopback_backend(communicator_state& comm, const resolved_config& config) {
+    return std::make_unique<loopback_backend>(comm, config);
+}
+
+}  // namespace epjit::host

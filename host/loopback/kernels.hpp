@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of one loopback exchange: which variants, loaded, with what the launches need to know.
+#pragma once
+
+#include "epjit/jit/spec.hpp"
+#include "host/exchange/backend.hpp"
+#include "host/exchange/communicator_state.hpp"
+#include "host/exchange/layouts.hpp"
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace epjit::host {
+
+/// The variants that a loopback exchange of `config` launches from: plan, scatter, gather.
+std::array<jit::variant_spec, 3> loopback_specs(const resolved_config& config, jit::target_arch arch);
+
+templates::plan_config plan_config_of(const jit::variant_spec& spec) noexcept;
+templates::scatter_config scatter_config_of(const jit::variant_spec& spec) noexcept;
+
+/// A kernel with its launch shape.
+struct launchable {
+    loaded_kernel kernel;
+    std::int32_t threads = 0;
+    std::int32_t shared_bytes = 0;  ///< dynamic
+    std::int32_t max_blocks = 0;    ///< resident at once, or the exchange's SM budget
+
+    [[nodiscard]] explicit operator bool() const noexcept { return static_cast<bool>(kernel); }
+};
+
+/// Loaded into the communicator's context.
+class loopback_kernels {
+   public:
+    /// @throws what runtime_state::load throws; unsupported_error when a block does not fit the GPU.
+    loopback_kernels(communicator_state& comm, const resolved_config& config);
+
+    launchable plan;
+    launchable scatter;
+    launchable scatter_bulk;  ///< empty where the variant has none
+    launchable gather;
+    launchable weight_gradient;
+    std::int32_t plan_keys = 0;
+    std::int32_t bulk_movers = 1;  ///< tokens a block of scatter_bulk moves at a time
+
+   private:
+    std::vector<std::shared_ptr<const loaded_variant>> variants_;
+};
+
+/// Launches `what` with the one argument struct `args` and counts it; the context is current.
+void launch(communicator_state& comm, const launchable& what, std::int64_t blocks, const void* args, stream_t stream,
+            bool cooperative = false);
+
+}  // namespace epjit::host
