@@ -17,8 +17,7 @@ constexpr std::int32_t vector_bytes = 16;
 
 void check(std::string_view what, std::int64_t value, std::int64_t low, std::int64_t high) {
     if (value < low || value > high) {
-        throw config_error(
-            fmt::format("{} is {}; this version compiles kernels for {} to {}", what, value, low, high));
+        throw config_error(fmt::format("{} is {}; this version compiles kernels for {} to {}", what, value, low, high));
     }
 }
 
@@ -125,8 +124,8 @@ void list_ranks(const variant_request& request, target_arch arch, std::int32_t n
         append_unique(list, plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, true));
     }
     for (const row_types& t : scatter_types(m, request.set)) {
-        append_unique(list, scatter_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, t.input,
-                                         t.output, t.scales));
+        append_unique(list, scatter_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, t.input, t.output,
+                                         t.scales));
     }
     for (const dtype type : gather_types(m, request.set)) {
         append_unique(list, gather_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, type));
@@ -135,8 +134,8 @@ void list_ranks(const variant_request& request, target_arch arch, std::int32_t n
 
 }  // namespace
 
-variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots,
-                       std::int32_t num_ranks, std::int32_t topk, bool sparse) {
+variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots, std::int32_t num_ranks,
+                       std::int32_t topk, bool sparse) {
     check("the number of experts", num_experts, 1, templates::max_experts);
     check("the number of expert slots", num_slots, num_experts, templates::max_slots);
     check("the number of ranks", num_ranks, 1, max_ranks);
@@ -153,9 +152,8 @@ variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t 
     return s;
 }
 
-variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks,
-                          std::int32_t hidden, std::int32_t topk, dtype input, dtype output,
-                          scale_type scales) {
+variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
+                          std::int32_t topk, dtype input, dtype output, scale_type scales) {
     check_rows(num_ranks, hidden, topk);
     if (input != output && output != dtype::fp8_e4m3) {
         throw config_error(fmt::format("rows of {} cannot be dispatched as {}", name(input), name(output)),
@@ -181,8 +179,8 @@ variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t
     return s;
 }
 
-variant_spec gather_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks,
-                         std::int32_t hidden, std::int32_t topk, dtype type) {
+variant_spec gather_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
+                         std::int32_t topk, dtype type) {
     check_rows(num_ranks, hidden, topk);
     if (type == dtype::fp8_e4m3) {
         throw config_error("rows of fp8 cannot be combined", "combine takes bf16, fp16 or f32");
