@@ -158,7 +158,7 @@ template <plan_config Config>
 __device__ __forceinline__ i32 entry_place(u16 slot, i32 k) {
     constexpr i32 group = token_lanes<Config>::value;
     i32 place = 0;
-#pragma unroll
+#pragma unroll 1
     for (i32 j = 0; j < group; ++j) {
         const u32 other = __shfl_sync(full_warp, static_cast<u32>(slot), j, group);
         place += other < slot || (other == slot && j < k) ? 1 : 0;

@@ -10,38 +10,26 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-/// From every block's counts: `shared.bases` = totals of the keys, `shared.counts` = rows in the blocks before this
-/// one. Threads share a key where there are more threads than keys. Order of the integer sums does not matter.
+/// From every block's counts: adds the totals of the keys to `shared.bases` and the rows in the blocks before this one
+/// to `shared.counts`, both zero before. Threads share a key where there are more threads than keys; the order of
+/// integer sums does not matter.
 template <plan_config Config, class Args>
-__device__ void sum_block_counts(const Args& args, plan_shared<Config>& shared, i32 used_keys) {
-    const i32 thread = static_cast<i32>(threadIdx.x);
+__device__ __forceinline__ void sum_block_counts(const Args& args, plan_shared<Config>& shared, i32 used_keys) {
     const i32 blocks = static_cast<i32>(gridDim.x);
-    const i32 self = static_cast<i32>(blockIdx.x);
     const i32 parts = max_of(1, Config.threads / used_keys);
 #pragma unroll 1
-    for (i32 key = thread; key < used_keys; key += Config.threads) {
-        shared.counts[key] = 0;
-        shared.bases[key] = 0;
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (i32 item = thread; item < used_keys * parts; item += Config.threads) {
+    for (i32 item = static_cast<i32>(threadIdx.x); item < used_keys * parts; item += Config.threads) {
         const i32 key = item % used_keys;
         u32 before = 0;
         u32 total = 0;
 #pragma unroll 4
         for (i32 b = item / used_keys; b < blocks; b += parts) {
-            const u32 count = args.block_counts[static_cast<i64>(b) * plan_shared<Config>::keys + key];
+            const u32 count = args.block_counts[b * plan_shared<Config>::keys + key];
             total += count;
-            before += b < self ? count : 0;
+            before += b < static_cast<i32>(blockIdx.x) ? count : 0;
         }
-        if (parts == 1) {
-            shared.counts[key] = before;
-            shared.bases[key] = static_cast<i32>(total);
-        } else {
-            atomicAdd(&shared.counts[key], before);
-            atomicAdd(&shared.bases[key], static_cast<i32>(total));
-        }
+        atomicAdd(&shared.counts[key], before);
+        atomicAdd(&shared.bases[key], static_cast<i32>(total));
     }
     __syncthreads();
 }

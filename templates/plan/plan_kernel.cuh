@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(Config.threads)
     for (i32 key = thread; key < plan_shared<Config>::keys; key += Config.threads) {
         shared.masks[key] = 0;
         shared.counts[key] = 0;
+        shared.bases[key] = 0;
     }
     if (blockIdx.x == 0 && args.layout == row_layout::flat) {
 #pragma unroll 1
@@ -83,7 +84,8 @@ __global__ void __launch_bounds__(Config.threads)
     const i32 used_keys = Config.num_slots + (args.layout == row_layout::flat ? Config.num_ranks : 0);
 #pragma unroll 1
     for (i32 key = thread; key < used_keys; key += Config.threads) {
-        args.block_counts[static_cast<i64>(blockIdx.x) * plan_shared<Config>::keys + key] = shared.counts[key];
+        args.block_counts[static_cast<i32>(blockIdx.x) * plan_shared<Config>::keys + key] = shared.counts[key];
+        shared.counts[key] = 0;
     }
     if (!grid_arrive_and_wait(args.barrier, args.timeout_ns)) {
         if (thread == 0) {

@@ -129,98 +129,90 @@ __device__ __forceinline__ void copy_scales(const Args& args, const token_entrie
     }
 }
 
-/// Clears bytes by a warp with the widest access that address and length allow.
-__device__ inline void clear_bytes(u8* p, i64 bytes) {
-    const i32 lane = static_cast<i32>(lane_idx());
-    if ((reinterpret_cast<u64>(p) | static_cast<u64>(bytes)) % 16 == 0) {
+/// Clears bytes by a warp, four at a time where `wide` says that address and length are multiples of four.
+__device__ __forceinline__ void clear_bytes(u8* p, i32 bytes, bool wide) {
+    const i32 width = wide ? 4 : 1;
 #pragma unroll 1
-        for (i64 i = lane * 16; i < bytes; i += 32 * 16) {
-            *reinterpret_cast<uint4*>(p + i) = uint4{0, 0, 0, 0};
-        }
-    } else {
-#pragma unroll 1
-        for (i64 i = lane; i < bytes; i += 32) {
+    for (i32 i = static_cast<i32>(lane_idx()) * width; i < bytes; i += 32 * width) {
+        if (wide) {
+            *reinterpret_cast<u32*>(p + i) = 0;
+        } else {
             p[i] = 0;
         }
     }
 }
 
-/// Rows of one rank that hold no token.
-struct unused_rows {
-    i32 rank;
-    i64 first;
-    i64 last;
-    i64 step;
-    bool clear;  ///< data and scales too, not only metadata
-};
-
+/// One row that holds no token: metadata always, data and scales where `clear`.
 template <scatter_config Config, class Args>
-__device__ inline void fill_rows(const Args& args, const unused_rows& rows) {
+__device__ __forceinline__ void fill_row(const Args& args, const scatter_rank& to, i64 row, bool clear) {
+    constexpr i32 row_bytes = Config.hidden * element_bytes(Config.output);
     const i32 lane = static_cast<i32>(lane_idx());
-    const scatter_rank& to = args.ranks[rows.rank];
     const bool flat = args.layout == row_layout::flat;
-#pragma unroll 1
-    for (i64 row = rows.first; row < rows.last; row += rows.step) {
-        if (to.row_source != nullptr && lane < 2) {
-            to.row_source[row * 2 + lane] = -1;
+    if (to.row_source != nullptr && lane < 2) {
+        to.row_source[row * 2 + lane] = -1;
+    }
+    if (to.row_weights != nullptr && !flat && lane == 0) {
+        to.row_weights[row] = 0.0f;
+    }
+    if (flat && lane < Config.topk) {
+        if (to.local_ids != nullptr) {
+            to.local_ids[row * Config.topk + lane] = -1;
         }
-        if (to.row_weights != nullptr && !flat && lane == 0) {
-            to.row_weights[row] = 0.0f;
+        if (to.local_weights != nullptr) {
+            to.local_weights[row * Config.topk + lane] = 0.0f;
         }
-        if (flat && lane < Config.topk) {
-            if (to.local_ids != nullptr) {
-                to.local_ids[row * Config.topk + lane] = -1;
-            }
-            if (to.local_weights != nullptr) {
-                to.local_weights[row * Config.topk + lane] = 0.0f;
-            }
-        }
-        if (rows.clear) {
-            clear_bytes(static_cast<u8*>(to.output) + row * to.output_stride,
-                        static_cast<i64>(Config.hidden) * element_bytes(Config.output));
-            if (to.output_scales != nullptr) {
-                clear_bytes(static_cast<u8*>(to.output_scales) + row * to.output_scale_stride,
-                            ceil_div(Config.hidden, scale_group) * scale_bytes(Config.scales));
-            }
+    }
+    if (clear) {
+        clear_bytes(static_cast<u8*>(to.output) + row * to.output_stride, row_bytes,
+                    row_bytes % 4 == 0 && args.vector_bytes >= 4);
+        if constexpr (Config.scales != group_scale::none) {
+            clear_bytes(static_cast<u8*>(to.output_scales) + row * to.output_scale_stride,
+                        ceil_div(Config.hidden, scale_group) * scale_bytes(Config.scales),
+                        Config.scales == group_scale::f32);
         }
     }
 }
 
-/// What slot `slot` leaves unused: its segment's padding (expert-major) or the rest of its capacity (masked).
-template <class Args>
-__device__ inline unused_rows unused_of_slot(const Args& args, i32 slot, i32 rank) {
-    const i64 offset = args.slot_offsets[slot + rank];
-    const i64 used = offset + args.slot_counts[slot];
-    if (args.layout == row_layout::masked) {
-        return {rank, used, offset + args.ranks[rank].capacity, 1, args.zero_tail != 0};
-    }
-    return {rank, used, args.slot_offsets[slot + rank + 1], 1, args.zero_padding != 0};
-}
-
-/// The rows that no token fills, shared out over `num_warps` warps of the grid: a slot's by one warp, those beyond a
-/// rank's last row by all.
+/// The rows that no token fills, shared out over `num_warps` warps of the grid. A slot's are done by one warp: its
+/// segment's padding (expert-major) or the rest of its capacity (masked). Those beyond a rank's last row are done by
+/// all.
 template <scatter_config Config, class Args>
 __device__ __forceinline__ void fill_unused_rows_inline(const Args& args, i32 warp, i32 num_warps) {
     const i32 slots = args.layout == row_layout::flat ? 0 : args.num_slots;
     const i32 tails = args.layout == row_layout::masked ? 0 : Config.num_ranks;
-    const i32 own_slots = slots > warp ? ceil_div(slots - warp, num_warps) : 0;
+    i32 slot = warp;
     i32 rank = 0;
+    i32 tail = 0;
 #pragma unroll 1
-    for (i32 item = 0; item < own_slots + tails; ++item) {
-        unused_rows rows;
-        if (item < own_slots) {
-            const i32 slot = warp + item * num_warps;
+    while (slot < slots || tail < tails) {
+        i32 row = 0;
+        i32 last = 0;
+        i32 step = 1;
+        bool clear = args.zero_tail != 0;
+        if (slot < slots) {
 #pragma unroll 1
             while (slot >= args.rank_first[rank + 1]) {
                 ++rank;
             }
-            rows = unused_of_slot(args, slot, rank);
+            const i32 offset = args.slot_offsets[slot + rank];
+            row = offset + args.slot_counts[slot];
+            if (args.layout == row_layout::masked) {
+                last = offset + args.ranks[rank].capacity;
+            } else {
+                last = args.slot_offsets[slot + rank + 1];
+                clear = args.zero_padding != 0;
+            }
+            slot += num_warps;
         } else {
-            const i32 r = item - own_slots;
-            rows = {r, args.rank_rows[r] + static_cast<i64>(warp), args.ranks[r].capacity, num_warps,
-                    args.zero_tail != 0};
+            rank = tail++;
+            row = args.rank_rows[rank] + warp;
+            last = args.ranks[rank].capacity;
+            step = num_warps;
         }
-        fill_rows<Config>(args, rows);
+#pragma unroll 1
+        for (; row < last; row += step) {
+            fill_row<Config>(args, args.ranks[rank], row, clear);
+        }
     }
 }
 
