@@ -2,7 +2,7 @@
 # What `cmake --install` copies, by component:
 #   development  headers, libraries and the CMake package
 #   runtime      the command and the shared library: what one copies to a machine that only runs
-#   gpu_tests    the GPU test programs, only when asked for by name (tests/CMakeLists.txt)
+#   gpu_tests    the GPU test programs, only when asked for by name
 include(CMakePackageConfigHelpers)
 set(EPJIT_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/epjit)
 
@@ -21,4 +21,8 @@ install(FILES ${PROJECT_BINARY_DIR}/epjit-config.cmake ${PROJECT_BINARY_DIR}/epj
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/epjit COMPONENT runtime)
 if(TARGET epjit_command)
     install(TARGETS epjit_command RUNTIME COMPONENT runtime)
+endif()
+# Carried to a machine with a GPU and run there as they are.
+if(TARGET gpu_test)
+    install(TARGETS gpu_test RUNTIME DESTINATION tests COMPONENT gpu_tests EXCLUDE_FROM_ALL)
 endif()
