@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every source file is built and every template is embedded: a file that no CMakeLists.txt names is dead.
+"""Every source file is built and every template is embedded; one that no CMakeLists.txt names is dead.
 (A name without a file fails when CMake configures.)"""
 
+import json
 import pathlib
 
 import project
 
 
-def check(root):
+def compiled(root, build):
+    """What the build folder compiles, also through names that a CMakeLists.txt puts together."""
+    commands = pathlib.Path(build) / "compile_commands.json"
+    if not commands.exists():
+        return set()
+    paths = (pathlib.Path(command["file"]) for command in json.loads(commands.read_text(encoding="utf-8")))
+    return {str(path.relative_to(root)) for path in paths if path.is_relative_to(root)}
+
+
+def check(root, build="build"):
     names = project.files(root)
+    built = compiled(root, build)
     lists = {name: project.read(root, name) for name in names
              if name.name == "CMakeLists.txt" or name.suffix == ".cmake"}
     for name in names:
-        if name.suffix not in {".cpp", ".c", ".cuh"}:
+        if name.suffix not in {".cpp", ".c", ".cuh"} or str(name) in built:
             continue
         named = False
         for parent in list(name.parents):

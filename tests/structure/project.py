@@ -44,9 +44,8 @@ def is_source(root, name):
 
 
 def main(check, argv=None):
-    """Runs `check(root)`, which yields one line for each fault, and exits."""
-    root = (argv or sys.argv)[1]
-    faults = list(check(root))
+    """Runs `check(root)`, or `check(root, build)`, which yields one line for each fault, and exits."""
+    faults = list(check(*(argv or sys.argv)[1:]))
     for fault in faults:
         print(fault)
     print(f"{len(faults)} faults" if faults else "no faults")
