@@ -59,7 +59,7 @@ install_wheel() {
         (apt_log="$EPJIT_ROOT/.deps/apt.log" apt_install python3-pip) || return 1
     }
     note "installing into .deps/python: $*"
-    "${pip[@]}" install --quiet --disable-pip-version-check --no-input --no-deps --target "$wheel_folder" "$@"
+    PIP_ROOT_USER_ACTION=ignore "${pip[@]}" install --quiet --disable-pip-version-check --no-input --no-deps --target "$wheel_folder" "$@"
 }
 
 # need_library TITLE NAME VARIABLE WHEEL: finds a library, else installs its wheel. Exports VARIABLE with the path of one

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by common.sh: the system packages that a build and its tests need.
 
-# tried_by FILE: true if the C++ compiler finds the header.
+# has_header FILE: true if the C++ compiler finds it.
 has_header() { printf '#include <%s>\n' "$1" | g++ -std=c++20 -E -x c++ - >/dev/null 2>&1; }
 
 # version_at_least HAVE WANT, both dotted numbers.
