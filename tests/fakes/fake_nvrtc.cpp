@@ -39,7 +39,7 @@ enum result {
     compilation = 6,
     no_lowered_names = 9,
     name_not_valid = 10,
-    cancelled = 14,
+    cancelled = 16,
 };
 
 constexpr int archs[] = {75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121};

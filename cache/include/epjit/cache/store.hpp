@@ -20,8 +20,10 @@
 namespace epjit::cache {
 
 struct store_options {
-    /// Layers, the first written, the rest read; see default_layers(). Empty: memory only.
+    /// Layers, the first written, the rest read; see default_layers(). Empty: memory only, with a warning at the first
+    /// compile unless `memory_only` says that it is meant.
     std::vector<std::string> layers;
+    bool memory_only = false;
     std::uint64_t max_bytes = std::uint64_t{2} << 30;
     std::uint64_t max_files = 20'000;
     std::chrono::milliseconds lock_timeout{30'000};     ///< over all keys of a call
