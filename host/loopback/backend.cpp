@@ -309,8 +309,9 @@ void loopback_backend::weight_gradients(plan_state& p, std::span<const weight_gr
     const scoped_context current(*comm_.context);
     order_on(plan.options.lane, stream);
     if (args.num_tokens != 0) {
-        const std::int64_t warps = k.weight_gradient.threads / 32;
-        launch(comm_, k.weight_gradient, (args.num_tokens + warps - 1) / warps, &args, stream);
+        const launchable& kernel = k.weight_gradient(comm_, config_);
+        const std::int64_t warps = kernel.threads / 32;
+        launch(comm_, kernel, (args.num_tokens + warps - 1) / warps, &args, stream);
     }
 }
 

@@ -90,7 +90,23 @@ loopback_kernels::loopback_kernels(communicator_state& comm, const resolved_conf
         bulk_movers = templates::scatter_movers(scatter_shape);
     }
     gather = prepare(context, variants_[2]->get("gather_kernel"), specs[2].threads, 0, budget);
-    weight_gradient = prepare(context, variants_[2]->get("weight_gradient_kernel"), specs[2].threads, 0, budget);
+    if (config.config.backward) {
+        weight_gradient(comm, config);
+    }
+}
+
+const launchable& loopback_kernels::weight_gradient(communicator_state& comm, const resolved_config& config) {
+    if (!weight_gradient_) {
+        const device_context& context = *comm.context;
+        const exchange_config& c = config.config;
+        const jit::variant_spec spec =
+            jit::weight_gradient_spec(device_arch(context.compute_major(), context.compute_minor()), config.num_ranks,
+                                      c.hidden, c.topk, c.combine_type);
+        gradient_variant_ = comm.runtime->load(comm.context, std::span(&spec, 1));
+        weight_gradient_ =
+            prepare(context, gradient_variant_[0]->get("weight_gradient_kernel"), spec.threads, 0, c.num_sms);
+    }
+    return weight_gradient_;
 }
 
 void launch(communicator_state& comm, const launchable& what, std::int64_t blocks, const void* args, stream_t stream,

@@ -36,16 +36,20 @@ class loopback_kernels {
     /// @throws what runtime_state::load throws; unsupported_error when a block does not fit the GPU.
     loopback_kernels(communicator_state& comm, const resolved_config& config);
 
+    /// Loaded when first asked for: a forward run needs no such kernel.
+    const launchable& weight_gradient(communicator_state& comm, const resolved_config& config);
+
     launchable plan;
     launchable scatter;
     launchable scatter_bulk;  ///< empty where the variant has none
     launchable gather;
-    launchable weight_gradient;
     std::int32_t plan_keys = 0;
     std::int32_t bulk_movers = 1;  ///< tokens a block of scatter_bulk moves at a time
 
    private:
     std::vector<std::shared_ptr<const loaded_variant>> variants_;
+    std::vector<std::shared_ptr<const loaded_variant>> gradient_variant_;
+    launchable weight_gradient_;
 };
 
 /// Launches `what` with the one argument struct `args` and counts it; the context is current.

@@ -6,41 +6,32 @@
 namespace epjit::jit {
 namespace {
 
-constexpr std::string_view roots[] = {"plan/plan.cuh", "rows/scatter.cuh", "rows/gather.cuh"};
+constexpr std::string_view roots[] = {"plan/plan.cuh", "rows/scatter.cuh", "rows/gather.cuh",
+                                      "rows/weight_gradient.cuh"};
 
-constexpr program_kernel plan_kernel{"plan_kernel",
-                                     "epjit::templates::plan_kernel<epjit::templates::config>"};
-constexpr program_kernel scatter_kernel{"scatter_kernel",
-                                        "epjit::templates::scatter_kernel<epjit::templates::config>"};
-constexpr program_kernel scatter_bulk_kernel{
-    "scatter_bulk_kernel", "epjit::templates::scatter_bulk_kernel<epjit::templates::config>"};
-constexpr program_kernel gather_kernel{"gather_kernel",
-                                       "epjit::templates::gather_kernel<epjit::templates::config>"};
-constexpr program_kernel weight_gradient_kernel{
-    "weight_gradient_kernel", "epjit::templates::weight_gradient_kernel<epjit::templates::config>"};
+constexpr program_kernel plan_kernel{"plan_kernel", "epjit::templates::plan_kernel<epjit::templates::config>"};
+constexpr program_kernel scatter_kernel{"scatter_kernel", "epjit::templates::scatter_kernel<epjit::templates::config>"};
+constexpr program_kernel scatter_bulk_kernel{"scatter_bulk_kernel",
+                                             "epjit::templates::scatter_bulk_kernel<epjit::templates::config>"};
+constexpr program_kernel gather_kernel{"gather_kernel", "epjit::templates::gather_kernel<epjit::templates::config>"};
+constexpr program_kernel weight_gradient_kernel{"weight_gradient_kernel",
+                                                "epjit::templates::weight_gradient_kernel<epjit::templates::config>"};
 
 std::string_view element_text(dtype type) {
     switch (type) {
-        case dtype::bf16:
-            return "element::bf16";
-        case dtype::fp16:
-            return "element::fp16";
-        case dtype::f32:
-            return "element::f32";
-        case dtype::fp8_e4m3:
-            return "element::fp8_e4m3";
+        case dtype::bf16: return "element::bf16";
+        case dtype::fp16: return "element::fp16";
+        case dtype::f32: return "element::f32";
+        case dtype::fp8_e4m3: return "element::fp8_e4m3";
     }
     return "element::bf16";
 }
 
 std::string_view scale_text(scale_type type) {
     switch (type) {
-        case scale_type::none:
-            return "group_scale::none";
-        case scale_type::f32:
-            return "group_scale::f32";
-        case scale_type::ue8m0:
-            return "group_scale::ue8m0";
+        case scale_type::none: return "group_scale::none";
+        case scale_type::f32: return "group_scale::f32";
+        case scale_type::ue8m0: return "group_scale::ue8m0";
     }
     return "group_scale::none";
 }
@@ -58,10 +49,11 @@ std::string config_text(const variant_spec& s) {
                 "scatter_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
                 "    .input = {},\n    .output = {},\n    .scales = {},\n    .threads = {},\n    .stages = "
                 "{},\n}};\n",
-                s.hidden, s.num_ranks, s.topk, element_text(s.input), element_text(s.output),
-                scale_text(s.scales), s.threads, s.stages);
+                s.hidden, s.num_ranks, s.topk, element_text(s.input), element_text(s.output), scale_text(s.scales),
+                s.threads, s.stages);
         case kernel_kind::unpermute:
         case kernel_kind::combine:
+        case kernel_kind::weight_gradient:
             return fmt::format(
                 "gather_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
                 "    .type = {},\n    .threads = {},\n}};\n",
@@ -72,15 +64,13 @@ std::string config_text(const variant_spec& s) {
 
 std::vector<program_kernel> kernels_of(const variant_spec& s) {
     switch (s.kind) {
-        case kernel_kind::plan:
-            return {plan_kernel};
+        case kernel_kind::plan: return {plan_kernel};
         case kernel_kind::permute:
         case kernel_kind::dispatch:
-            return s.stages > 0 ? std::vector{scatter_kernel, scatter_bulk_kernel}
-                                : std::vector{scatter_kernel};
+            return s.stages > 0 ? std::vector{scatter_kernel, scatter_bulk_kernel} : std::vector{scatter_kernel};
         case kernel_kind::unpermute:
-        case kernel_kind::combine:
-            return {gather_kernel, weight_gradient_kernel};
+        case kernel_kind::combine: return {gather_kernel};
+        case kernel_kind::weight_gradient: return {weight_gradient_kernel};
     }
     return {};
 }
@@ -93,14 +83,12 @@ std::span<const std::string_view> template_roots() noexcept {
 
 std::string_view template_root(kernel_kind kind) noexcept {
     switch (kind) {
-        case kernel_kind::plan:
-            return roots[0];
+        case kernel_kind::plan: return roots[0];
         case kernel_kind::permute:
-        case kernel_kind::dispatch:
-            return roots[1];
+        case kernel_kind::dispatch: return roots[1];
         case kernel_kind::unpermute:
-        case kernel_kind::combine:
-            return roots[2];
+        case kernel_kind::combine: return roots[2];
+        case kernel_kind::weight_gradient: return roots[3];
     }
     return roots[0];
 }
@@ -116,8 +104,7 @@ program make_program(const variant_spec& spec) {
         p.root, config_text(spec));
     // Multiply-add is fused where a template says so and nowhere else (contract 4). The verbose assembler log
     // is where registers and spills come from.
-    p.options = {"--gpu-architecture=" + spec.arch.text(), "-std=c++20", "--fmad=false",
-                 "--ptxas-options=-v"};
+    p.options = {"--gpu-architecture=" + spec.arch.text(), "-std=c++20", "--fmad=false", "--ptxas-options=-v"};
     p.kernels = kernels_of(spec);
     return p;
 }

@@ -12,16 +12,12 @@ namespace epjit::jit {
 
 std::string_view name(kernel_kind kind) noexcept {
     switch (kind) {
-        case kernel_kind::plan:
-            return "plan";
-        case kernel_kind::permute:
-            return "permute";
-        case kernel_kind::unpermute:
-            return "unpermute";
-        case kernel_kind::dispatch:
-            return "dispatch";
-        case kernel_kind::combine:
-            return "combine";
+        case kernel_kind::plan: return "plan";
+        case kernel_kind::permute: return "permute";
+        case kernel_kind::unpermute: return "unpermute";
+        case kernel_kind::dispatch: return "dispatch";
+        case kernel_kind::combine: return "combine";
+        case kernel_kind::weight_gradient: return "weight_gradient";
     }
     return "?";
 }
@@ -54,9 +50,7 @@ std::optional<target_arch> target_arch::parse(std::string_view text) noexcept {
 
 std::string describe(const variant_spec& s) {
     std::string text = fmt::format("{} {}", name(s.kind), s.arch.text());
-    const auto add = [&text](std::string_view field, auto value) {
-        text.append(fmt::format(" {}={}", field, value));
-    };
+    const auto add = [&text](std::string_view field, auto value) { text.append(fmt::format(" {}={}", field, value)); };
     if (s.exchange != exchange_kind::automatic) {
         add("exchange", name(s.exchange));
     }

@@ -72,6 +72,10 @@ template <gather_config Config>
 __global__ void gather_kernel(const __grid_constant__ gather_args<Config.num_ranks> args) {
     static_cast<float*>(args.ranks[0].output)[threadIdx.x] = Config.hidden;
 }
+}
+)");
+    folder.write("rows/weight_gradient.cuh", R"(#include "rows/rows_layout.cuh"
+namespace epjit::templates {
 template <gather_config Config>
 __global__ void weight_gradient_kernel(const __grid_constant__ gather_args<Config.num_ranks> args) {
     static_cast<float*>(args.ranks[0].output)[threadIdx.x] = Config.topk;

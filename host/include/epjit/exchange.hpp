@@ -53,6 +53,7 @@ struct exchange_config {
     dtype combine_type = dtype::bf16;      ///< bf16, fp16 or f32: rows given to combine, wire and result
     epjit::placement placement{};
     const std::int32_t* rank_hosts = nullptr;  ///< [R] host of each rank, for reduction::per_host; null: one host
+    bool backward = false;                     ///< weight_gradients will be called: prepare() loads its kernel too
     std::int32_t lanes = 1;                    ///< independent sets of workspace and flags: 1 or 2
     std::int32_t num_sms = 0;                  ///< bound on all resident blocks of a call; 0: automatic
     memory_hooks memory{};

@@ -16,11 +16,12 @@ class template_set;
 
 /// What a program does; each may hold several kernels.
 enum class kernel_kind : std::uint8_t {
-    plan,       ///< routing -> plan (preprocessing and scan)
-    permute,    ///< token rows -> expert rows of one rank (R = 1)
-    unpermute,  ///< expert rows -> token rows of one rank, and weight gradients
-    dispatch,   ///< token rows -> expert rows of all ranks of the exchange
-    combine,    ///< expert rows of all ranks -> token rows, and weight gradients
+    plan,             ///< routing -> plan (preprocessing and scan)
+    permute,          ///< token rows -> expert rows of one rank (R = 1)
+    unpermute,        ///< expert rows -> token rows of one rank
+    dispatch,         ///< token rows -> expert rows of all ranks of the exchange
+    combine,          ///< expert rows of all ranks -> token rows
+    weight_gradient,  ///< backward: gradients of the routing weights, any number of ranks
 };
 std::string_view name(kernel_kind) noexcept;
 

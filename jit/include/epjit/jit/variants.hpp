@@ -22,6 +22,9 @@ variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t
 /// unpermute when num_ranks is 1, else combine of `exchange`. `type` is bf16, fp16 or f32.
 variant_spec gather_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
                          std::int32_t topk, dtype type);
+/// Weight gradients of `type` rows; one program for every exchange.
+variant_spec weight_gradient_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
+                                  dtype type);
 
 /// `base`: what a forward run of the model needs (`--set default`); `all` adds sparse routing, other exchanges, dtypes.
 enum class variant_set { base, all };
@@ -47,6 +50,7 @@ struct run_request {
     dtype wire = dtype::bf16;   ///< dispatched rows; fp8_e4m3 with scales quantises
     scale_type scales = scale_type::none;
     dtype combine = dtype::bf16;
+    bool backward = false;  ///< weight gradients too
 };
 std::vector<variant_spec> run_variants(const run_request& request);
 
