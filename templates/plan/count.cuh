@@ -147,7 +147,7 @@ __device__ choice choose(const Args& args, const plan_shared<Config>& shared, bo
             slot = args.expert_slots[first + (copies == 1 ? 0 : (rank + local) % copies)];
         }
         c.slot = static_cast<u16>(slot);
-        c.rank = args.slot_rank[slot];
+        c.rank = Config.num_ranks == 1 ? 0 : args.slot_rank[slot];
         c.column = static_cast<u16>(Config.sparse ? static_cast<i32>(id) : k);
     }
     return c;

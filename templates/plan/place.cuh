@@ -22,7 +22,7 @@ __device__ __forceinline__ void sum_block_counts(const Args& args, plan_shared<C
         const i32 key = item % used_keys;
         u32 before = 0;
         u32 total = 0;
-#pragma unroll 4
+#pragma unroll 16
         for (i32 b = item / used_keys; b < blocks; b += parts) {
             const u32 count = args.block_counts[b * plan_shared<Config>::keys + key];
             total += count;
@@ -95,7 +95,7 @@ __device__ void scan_segments(const Args& args, plan_shared<Config>& shared) {
     __syncthreads();
 }
 
-/// Block 0 writes the plan's counts and offsets, to host memory too when asked.
+/// The last block writes the plan's counts and offsets, to host memory too when asked.
 template <plan_config Config, class Args>
 __device__ void publish_counts(const Args& args, const plan_shared<Config>& shared) {
     const i32* starts = reinterpret_cast<const i32*>(shared.masks);

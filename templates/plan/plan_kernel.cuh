@@ -40,16 +40,21 @@ __device__ inline void report(plan_status* status, const id_problems& problems) 
     }
 }
 
-/// The last block's thread 0 hands the sums to the host and clears them for the next launch.
-__device__ inline void publish_status(plan_status* device, plan_status* host, u32 sequence) {
-    host->bad_ids = device->bad_ids;
-    host->duplicate_ids = device->duplicate_ids;
-    host->excess_ids = device->excess_ids;
-    host->dropped_rows = device->dropped_rows;
-    host->timed_out = 0;
+/// One thread of the block that leaves last hands the sums to the host and clears them for the next launch. Where no
+/// host waits, the kernel's end is soon enough to make them visible: a system-wide release takes over a microsecond.
+__device__ inline void publish_status(plan_status* device, plan_status* host, u32 sequence, bool host_waits) {
+    const plan_status sums = *device;
     *device = plan_status{};
-    fence_sys();
-    st_release_sys(&host->ready, sequence);
+    host->bad_ids = sums.bad_ids;
+    host->duplicate_ids = sums.duplicate_ids;
+    host->excess_ids = sums.excess_ids;
+    host->dropped_rows = sums.dropped_rows;
+    host->timed_out = 0;
+    if (host_waits) {
+        st_release_sys(&host->ready, sequence);
+    } else {
+        host->ready = sequence;
+    }
 }
 
 template <plan_config Config>
@@ -65,7 +70,7 @@ __global__ void __launch_bounds__(Config.threads)
         shared.counts[key] = 0;
         shared.bases[key] = 0;
     }
-    if (blockIdx.x == 0 && args.layout == row_layout::flat) {
+    if (blockIdx.x + 1 == gridDim.x && args.layout == row_layout::flat) {
 #pragma unroll 1
         for (i32 slot = thread; slot < Config.num_slots; slot += Config.threads) {
             args.slot_counts[slot] = 0;
@@ -99,13 +104,13 @@ __global__ void __launch_bounds__(Config.threads)
     if (args.layout == row_layout::expert_major) {
         scan_segments(args, shared);
     }
-    if (blockIdx.x == 0) {
+    if (blockIdx.x + 1 == gridDim.x) {
         publish_counts(args, shared);
+        if (args.host_counts != nullptr) {
+            fence_sys();
+        }
     }
     place_tokens(args, shared, first, last);
-    if (args.layout == row_layout::flat || args.host_counts != nullptr) {
-        fence_sys();
-    }
     if (grid_leave(args.barrier)) {
         if (args.layout == row_layout::flat && args.host_counts != nullptr) {
 #pragma unroll 1
@@ -116,7 +121,7 @@ __global__ void __launch_bounds__(Config.threads)
             __syncthreads();
         }
         if (thread == 0) {
-            publish_status(args.device_status, args.host_status, args.sequence);
+            publish_status(args.device_status, args.host_status, args.sequence, args.host_counts != nullptr);
         }
     }
 }

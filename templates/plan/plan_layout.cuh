@@ -51,9 +51,10 @@ EPJIT_SHARED constexpr i32 plan_shared_bytes(const plan_config& c) {
     return plan_keys(c) * (8 + 4 + 4) + (c.sparse ? plan_tile_tokens * c.topk * 2 : 0);
 }
 
-/// Blocks that have work for `num_tokens`; the launch takes no more than fit on the device at once.
+/// Blocks that have work for `num_tokens`, the last one to publish counts beside the others' work; the launch takes no
+/// more than fit on the device at once.
 EPJIT_SHARED constexpr i32 plan_blocks(i32 num_tokens, i32 max_blocks) {
-    return max_of(1, min_of(ceil_div(num_tokens, plan_tile_tokens), max_blocks));
+    return max_of(1, min_of(ceil_div(num_tokens, plan_tile_tokens) + 1, max_blocks));
 }
 
 /// Counters that the device raises and the host reports at its next call. One per plan, the same on every rank.

@@ -22,7 +22,7 @@ struct scatter_config {
 /// Warps of a bulk-copy block that move rows, each with stages / movers rows in flight; one more warp fills the rows
 /// that no token has.
 EPJIT_SHARED constexpr i32 scatter_movers(const scatter_config& c) {
-    return c.stages >= 16 ? 4 : c.stages >= 4 ? 2 : 1;
+    return c.stages >= 36 ? 4 : c.stages >= 20 ? 2 : 1;
 }
 
 EPJIT_SHARED constexpr i32 scatter_bulk_threads(const scatter_config& c) {
