@@ -65,9 +65,7 @@ std::vector<target_arch> list_targets(const nvrtc::library& lib) {
     }
     std::vector<target_arch> targets;
     for (const int number : numbers) {
-        const auto add = [&](char suffix) {
-            targets.push_back({static_cast<std::uint16_t>(number), suffix});
-        };
+        const auto add = [&](char suffix) { targets.push_back({static_cast<std::uint16_t>(number), suffix}); };
         add(0);
         if (number >= 90 && version >= 1200) {
             add('a');  // features of this architecture only
@@ -80,7 +78,7 @@ std::vector<target_arch> list_targets(const nvrtc::library& lib) {
 }
 
 class nvrtc_compiler final : public compiler {
-public:
+   public:
     nvrtc_compiler(nvrtc::library lib, template_set templates)
         : lib_(std::move(lib)), templates_(std::move(templates)), targets_(list_targets(lib_)) {}
 
@@ -95,7 +93,7 @@ public:
                      const std::function<void(std::size_t, artifact*, std::exception_ptr)>& done,
                      const std::function<bool()>& cancelled) override;
 
-private:
+   private:
     artifact compile_one(const compile_job& job, std::chrono::milliseconds deadline,
                          const std::function<bool()>* cancelled) const;
     void check_target(const target_arch& arch) const;
@@ -107,7 +105,7 @@ private:
 
 /// One NVRTC program from creation to destruction.
 class program_run {
-public:
+   public:
     program_run(const nvrtc::library& lib, const variant_spec& spec, const program& text,
                 std::vector<std::string> options)
         : lib_(lib), spec_(spec), text_(text), options_(std::move(options)) {}
@@ -127,12 +125,11 @@ public:
             names.push_back(name.data());
             texts.push_back(text.data());
         }
-        expect(lib_.calls.create_program(&handle_, text_.source.c_str(), program_name,
-                                         static_cast<int>(names.size()), texts.data(), names.data()),
+        expect(lib_.calls.create_program(&handle_, text_.source.c_str(), program_name, static_cast<int>(names.size()),
+                                         texts.data(), names.data()),
                "nvrtcCreateProgram");
         for (const program_kernel& kernel : text_.kernels) {
-            expect(lib_.calls.add_name_expression(handle_, kernel.expression.data()),
-                   "nvrtcAddNameExpression");
+            expect(lib_.calls.add_name_expression(handle_, kernel.expression.data()), "nvrtcAddNameExpression");
         }
     }
 
@@ -151,9 +148,8 @@ public:
             throw error(error_kind::cancelled, fmt::format("compiling {} was cancelled", describe(spec_)));
         }
         if (flow.timed_out) {
-            throw timeout_error(
-                fmt::format("compiling {} passed its time limit and was stopped", describe(spec_)),
-                "raise EPJIT_COMPILE_TIMEOUT_MS");
+            throw timeout_error(fmt::format("compiling {} passed its time limit and was stopped", describe(spec_)),
+                                "raise EPJIT_COMPILE_TIMEOUT_MS");
         }
         expect(result, "nvrtcCompileProgram");
     }
@@ -167,9 +163,8 @@ public:
         }
         // After a failure some versions report success and give nothing; that must never reach a cache.
         if (!is_elf(image)) {
-            fail(image.empty()
-                     ? "NVRTC reported success and gave an empty cubin"
-                     : fmt::format("NVRTC reported success and gave {} bytes that are no cubin", bytes));
+            fail(image.empty() ? "NVRTC reported success and gave an empty cubin"
+                               : fmt::format("NVRTC reported success and gave {} bytes that are no cubin", bytes));
         }
         return image;
     }
@@ -178,8 +173,7 @@ public:
         std::vector<kernel_info> list;
         for (const program_kernel& kernel : text_.kernels) {
             const char* lowered = nullptr;
-            expect(lib_.calls.get_lowered_name(handle_, kernel.expression.data(), &lowered),
-                   "nvrtcGetLoweredName");
+            expect(lib_.calls.get_lowered_name(handle_, kernel.expression.data(), &lowered), "nvrtcGetLoweredName");
             kernel_info info;
             info.name = kernel.name;
             info.lowered = lowered != nullptr ? lowered : "";
@@ -198,7 +192,7 @@ public:
     [[nodiscard]] const std::string& log() const { return log_; }
     [[nodiscard]] std::string options_text() const { return fmt::format("{}", fmt::join(options_, " ")); }
 
-private:
+   private:
     void read_log() {
         std::size_t bytes = 0;
         if (lib_.calls.get_log_size(handle_, &bytes) == nvrtc::success && bytes > 1) {
@@ -216,14 +210,13 @@ private:
         }
         const char* text = lib_.calls.get_error_string(result);
         const std::string line = first_error_line(log_);
-        fail(fmt::format("{} returned {} {}{}{}", call, result, text != nullptr ? text : "",
-                         line.empty() ? "" : ": ", line));
+        fail(fmt::format("{} returned {} {}{}{}", call, result, text != nullptr ? text : "", line.empty() ? "" : ": ",
+                         line));
     }
 
     [[noreturn]] void fail(const std::string& why) const {
-        throw compile_error(
-            fmt::format("compiling {} with {}: {}", describe(spec_), lib_.identity.description, why), log_,
-            options_text(), text_.source);
+        throw compile_error(fmt::format("compiling {} with {}: {}", describe(spec_), lib_.identity.description, why),
+                            log_, options_text(), text_.source);
     }
 
     const nvrtc::library& lib_;
@@ -242,9 +235,9 @@ void nvrtc_compiler::check_target(const target_arch& arch) const {
     for (const target_arch& target : targets_) {
         known.push_back(target.text());
     }
-    throw unsupported_error(fmt::format("{} does not know {}; it knows {}", lib_.identity.description,
-                                        arch.text(), fmt::join(known, " ")),
-                            "name another --arch or install an NVRTC that knows it");
+    throw unsupported_error(
+        fmt::format("{} does not know {}; it knows {}", lib_.identity.description, arch.text(), fmt::join(known, " ")),
+        "name another --arch or install an NVRTC that knows it");
 }
 
 artifact nvrtc_compiler::compile_one(const compile_job& job, std::chrono::milliseconds deadline,
@@ -283,8 +276,7 @@ artifact nvrtc_compiler::compile_one(const compile_job& job, std::chrono::millis
     return made;
 }
 
-void nvrtc_compiler::compile_all(std::span<const compile_job> jobs, int parallelism,
-                                 std::chrono::milliseconds deadline,
+void nvrtc_compiler::compile_all(std::span<const compile_job> jobs, int parallelism, std::chrono::milliseconds deadline,
                                  const std::function<void(std::size_t, artifact*, std::exception_ptr)>& done,
                                  const std::function<bool()>& cancelled) {
     std::atomic<std::size_t> next{0};
@@ -315,8 +307,7 @@ void nvrtc_compiler::compile_all(std::span<const compile_job> jobs, int parallel
             }
         }
     };
-    const auto wanted =
-        std::min<std::size_t>(jobs.size(), static_cast<std::size_t>(std::max(parallelism, 1)));
+    const auto wanted = std::min<std::size_t>(jobs.size(), static_cast<std::size_t>(std::max(parallelism, 1)));
     {
         std::vector<std::jthread> helpers;
         try {

@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 constexpr std::array<const char*, 3> sonames = {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"};
 
 class search {
-public:
+   public:
     explicit search(std::vector<std::string>& tried) : tried_(tried) {}
 
     /// The newest libnvrtc of a folder.
@@ -79,7 +79,7 @@ public:
     void miss(std::string what) { tried_.push_back(std::move(what)); }
     std::vector<std::string> take() { return std::move(places_); }
 
-private:
+   private:
     std::vector<std::string>& tried_;
     std::vector<std::string> places_;
 };

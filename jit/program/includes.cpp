@@ -42,8 +42,7 @@ void scan_line(std::string_view line, int number, std::vector<include_line>& fou
         }
         found.push_back(std::move(entry));
     } else if (starts_with_word(directive, "include_next") || starts_with_word(directive, "import") ||
-               directive.find("__has_include") != std::string_view::npos ||
-               starts_with_word(directive, "embed")) {
+               directive.find("__has_include") != std::string_view::npos || starts_with_word(directive, "embed")) {
         found.push_back(std::move(entry));
     }
 }

@@ -60,8 +60,7 @@ file_map read_folder(const std::string& directory) {
         }
         std::error_code unreadable;
         if (it->path().extension() == ".cuh" && it->is_regular_file(unreadable)) {
-            files.emplace(it->path().lexically_relative(directory).generic_string(),
-                          read_template(it->path()));
+            files.emplace(it->path().lexically_relative(directory).generic_string(), read_template(it->path()));
         }
     }
     if (failure) {
@@ -112,19 +111,17 @@ std::string_view template_set::find(std::string_view name) const noexcept {
     return it == state_->files.end() ? std::string_view{} : std::string_view(it->second);
 }
 
-std::vector<std::pair<std::string_view, std::string_view>> template_set::closure(
-    std::string_view root) const {
-    const std::string place =
-        state_->directory.empty() ? "the embedded templates" : "\"" + state_->directory + "\"";
+std::vector<std::pair<std::string_view, std::string_view>> template_set::closure(std::string_view root) const {
+    const std::string place = state_->directory.empty() ? "the embedded templates" : "\"" + state_->directory + "\"";
     std::map<std::string_view, std::string_view> reached;
     std::vector<std::string_view> open;
     const auto reach = [&](std::string_view name, std::string_view from) {
         const auto it = state_->files.find(name);
         if (it == state_->files.end()) {
-            throw config_error(from.empty() ? fmt::format("{} hold no template \"{}\"", place, name)
-                                            : fmt::format("template {} includes \"{}\", which {} do not hold",
-                                                          from, name, place),
-                               "includes are named relative to the templates folder");
+            throw config_error(
+                from.empty() ? fmt::format("{} hold no template \"{}\"", place, name)
+                             : fmt::format("template {} includes \"{}\", which {} do not hold", from, name, place),
+                "includes are named relative to the templates folder");
         }
         if (reached.emplace(it->first, it->second).second) {
             open.push_back(it->first);
@@ -136,10 +133,9 @@ std::vector<std::pair<std::string_view, std::string_view>> template_set::closure
         open.pop_back();
         for (const include_line& line : scan_includes(reached.at(name))) {
             if (line.form != include_form::quoted) {
-                throw config_error(
-                    fmt::format("template {} line {} has \"{}\"", name, line.number, line.text),
-                    "templates include only each other, by quoted name, so that NVRTC alone can compile "
-                    "them");
+                throw config_error(fmt::format("template {} line {} has \"{}\"", name, line.number, line.text),
+                                   "templates include only each other, by quoted name, so that NVRTC alone can compile "
+                                   "them");
             }
             reach(line.name, name);
         }

@@ -80,8 +80,7 @@ bool is_word(char c) {
 /// skipped.
 std::vector<std::string> global_functions(const std::string& source) {
     std::vector<std::string> names;
-    for (std::size_t at = source.find("__global__"); at != std::string::npos;
-         at = source.find("__global__", at)) {
+    for (std::size_t at = source.find("__global__"); at != std::string::npos; at = source.find("__global__", at)) {
         at += std::strlen("__global__");
         std::string word;
         while (at < source.size() && source[at] != ';' && source[at] != '{') {
@@ -114,9 +113,7 @@ std::string find_arch(int count, const char* const* options) {
         const std::size_t equal = option.find('=');
         const std::string key = option.substr(0, equal);
         if (key == "--gpu-architecture" || key == "-arch") {
-            return equal != std::string::npos ? option.substr(equal + 1)
-                   : i + 1 < count            ? options[i + 1]
-                                              : "";
+            return equal != std::string::npos ? option.substr(equal + 1) : i + 1 < count ? options[i + 1] : "";
         }
     }
     return "sm_75";
@@ -162,8 +159,7 @@ void count_compile(const program& p) {
 std::string mode_of(const program& p) {
     const std::string mode = env("EPJIT_FAKE_NVRTC_MODE", "ok");
     const std::string match = env("EPJIT_FAKE_NVRTC_MATCH");
-    if (mode == "ok" ||
-        !(contains(p.name, match) || contains(p.source, match) || contains(p.options, match))) {
+    if (mode == "ok" || !(contains(p.name, match) || contains(p.source, match) || contains(p.options, match))) {
         return "ok";
     }
     const std::string once = env("EPJIT_FAKE_NVRTC_ONCE");
@@ -190,8 +186,8 @@ std::string make_cubin(const program& p) {
     for (const auto& expression : p.expressions) {
         state = mix(state, expression);
     }
-    const std::size_t size = std::max<std::size_t>(
-        64, std::strtoull(env("EPJIT_FAKE_NVRTC_CUBIN_BYTES", "4096").c_str(), nullptr, 10));
+    const std::size_t size =
+        std::max<std::size_t>(64, std::strtoull(env("EPJIT_FAKE_NVRTC_CUBIN_BYTES", "4096").c_str(), nullptr, 10));
     std::string cubin(
         "\x7f"
         "ELF\x02\x01\x01\x41\x08",
@@ -214,8 +210,8 @@ void write_statistics(program& p) {
     for (const auto& [name, symbol] : p.lowered) {
         p.log += "ptxas info    : Compiling entry function '" + symbol + "' for '" + p.arch + "'\n";
         p.log += "ptxas info    : Function properties for " + symbol + "\n";
-        p.log += "    " + spill + " bytes stack frame, " + spill + " bytes spill stores, " + spill +
-                 " bytes spill loads\n";
+        p.log +=
+            "    " + spill + " bytes stack frame, " + spill + " bytes spill stores, " + spill + " bytes spill loads\n";
         p.log += "ptxas info    : Used " + registers + " registers, used 0 barriers, " +
                  (shared == "0" ? "" : shared + " bytes smem, ") + "352 bytes cmem[0]\n";
         p.log += "ptxas info    : Compile time = 1.000 ms\n";
@@ -256,24 +252,15 @@ FAKE_API int nvrtcGetSupportedArchs(int* out) {
 
 FAKE_API const char* nvrtcGetErrorString(int code) {
     switch (code) {
-        case success:
-            return "NVRTC_SUCCESS";
-        case invalid_input:
-            return "NVRTC_ERROR_INVALID_INPUT";
-        case invalid_program:
-            return "NVRTC_ERROR_INVALID_PROGRAM";
-        case invalid_option:
-            return "NVRTC_ERROR_INVALID_OPTION";
-        case compilation:
-            return "NVRTC_ERROR_COMPILATION";
-        case no_lowered_names:
-            return "NVRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION";
-        case name_not_valid:
-            return "NVRTC_ERROR_NAME_EXPRESSION_NOT_VALID";
-        case cancelled:
-            return "NVRTC_ERROR_CANCELLED";
-        default:
-            return "NVRTC_ERROR unknown";
+        case success: return "NVRTC_SUCCESS";
+        case invalid_input: return "NVRTC_ERROR_INVALID_INPUT";
+        case invalid_program: return "NVRTC_ERROR_INVALID_PROGRAM";
+        case invalid_option: return "NVRTC_ERROR_INVALID_OPTION";
+        case compilation: return "NVRTC_ERROR_COMPILATION";
+        case no_lowered_names: return "NVRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION";
+        case name_not_valid: return "NVRTC_ERROR_NAME_EXPRESSION_NOT_VALID";
+        case cancelled: return "NVRTC_ERROR_CANCELLED";
+        default: return "NVRTC_ERROR unknown";
     }
 }
 
@@ -332,8 +319,7 @@ FAKE_API int nvrtcCompileProgram(void* handle, int count, const char* const* opt
     } else if (mode == "hang" || mode == "hang_hard") {
         return hang(p, mode == "hang");
     } else if (mode == "fail") {
-        p.log = p.name + "(7): warning #177-D: variable \"unused\" was declared but never referenced\n\n" +
-                p.name +
+        p.log = p.name + "(7): warning #177-D: variable \"unused\" was declared but never referenced\n\n" + p.name +
                 "(12): error: identifier \"fake_missing\" is undefined\n      fake_missing(1);\n      ^\n\n"
                 "1 error detected in the compilation of \"" +
                 p.name + "\".\n";

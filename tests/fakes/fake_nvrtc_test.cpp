@@ -38,8 +38,8 @@ struct fake {
         symbol<int (*)(void**, const char*, const char*, int, const char* const*, const char* const*)>(
             library, "nvrtcCreateProgram")(&program, source, "unit.cu", 0, nullptr, nullptr);
         const char* options[] = {"--gpu-architecture=sm_90a", "--ptxas-options=-v"};
-        const int result = symbol<int (*)(void*, int, const char* const*)>(library, "nvrtcCompileProgram")(
-            program, 2, options);
+        const int result =
+            symbol<int (*)(void*, int, const char* const*)>(library, "nvrtcCompileProgram")(program, 2, options);
         using size_getter = int (*)(void*, std::size_t*);
         using getter = int (*)(void*, char*);
         std::size_t size = 0;
@@ -56,10 +56,9 @@ struct fake {
 };
 
 class fake_nvrtc : public testing::Test {
-protected:
+   protected:
     void TearDown() override {
-        for (const char* name :
-             {"EPJIT_FAKE_NVRTC_MODE", "EPJIT_FAKE_NVRTC_MATCH", "EPJIT_FAKE_NVRTC_COUNT"}) {
+        for (const char* name : {"EPJIT_FAKE_NVRTC_MODE", "EPJIT_FAKE_NVRTC_MATCH", "EPJIT_FAKE_NVRTC_COUNT"}) {
             unsetenv(name);
         }
     }

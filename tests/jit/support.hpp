@@ -12,7 +12,7 @@ namespace epjit::jit::tests {
 
 /// A folder that is removed with all it holds.
 class scratch_folder {
-public:
+   public:
     scratch_folder();
     ~scratch_folder();
     scratch_folder(const scratch_folder&) = delete;
@@ -22,7 +22,7 @@ public:
     /// Writes `name` below the folder, making its folders; returns the whole path.
     std::string write(std::string_view name, std::string_view text) const;
 
-private:
+   private:
     std::string path_;
 };
 
@@ -35,13 +35,13 @@ std::shared_ptr<compiler> real_compiler(const template_set& templates, std::stri
 
 /// Sets or, with null, unsets a variable until the end of the scope.
 class scoped_env {
-public:
+   public:
     scoped_env(const char* name, const char* value);
     ~scoped_env();
     scoped_env(const scoped_env&) = delete;
     scoped_env& operator=(const scoped_env&) = delete;
 
-private:
+   private:
     std::string name_, old_;
     bool had_;
 };

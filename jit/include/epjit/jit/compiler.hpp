@@ -23,7 +23,7 @@ struct compile_job {
 
 /// Turns specs into artifacts. Thread-safe.
 class compiler {
-public:
+   public:
     virtual ~compiler() = default;
     [[nodiscard]] virtual const compiler_identity& identity() const noexcept = 0;
     /// Targets the loaded compiler knows.
@@ -34,10 +34,9 @@ public:
     /// Compiles many in parallel, as far as that helps; `done` is called for each, from any thread but never
     /// concurrently, with either an artifact or the exception. One failure does not stop the others;
     /// `cancelled` (may be null) is polled.
-    virtual void compile_all(
-        std::span<const compile_job> jobs, int parallelism, std::chrono::milliseconds deadline,
-        const std::function<void(std::size_t index, artifact*, std::exception_ptr)>& done,
-        const std::function<bool()>& cancelled) = 0;
+    virtual void compile_all(std::span<const compile_job> jobs, int parallelism, std::chrono::milliseconds deadline,
+                             const std::function<void(std::size_t index, artifact*, std::exception_ptr)>& done,
+                             const std::function<bool()>& cancelled) = 0;
 };
 
 struct nvrtc_options {
