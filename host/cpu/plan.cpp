@@ -45,7 +45,7 @@ class token_reader {
     token_reader(cpu_plan& p, const resolved_config& config)
         : plan_(p), config_(config), topk_(config.config.topk), num_experts_(config.config.num_experts) {}
 
-    /// `seen` has E entries and belongs to the caller; equal to the token's mark means that the expert was
+    /// `seen` has S entries and belongs to the caller; an entry equal to the token's mark means that the id was
     /// taken.
     int read(int rank, std::int64_t token, std::span<std::int32_t> seen, std::int32_t mark, choice* out) {
         int count = 0;
@@ -71,13 +71,13 @@ class token_reader {
                     plan_.counted.bad_ids += id == -1 ? 0 : 1;
                     continue;
                 }
-                const auto expert = names_slots ? config_.placement.slot_expert[id] : static_cast<std::int32_t>(id);
-                if (seen[expert] == mark) {
+                if (seen[id] == mark) {
                     ++plan_.counted.duplicate_ids;
                     continue;
                 }
-                seen[expert] = mark;
-                const auto slot = names_slots ? static_cast<std::uint16_t>(id) : slot_of(expert, rank, token);
+                seen[id] = mark;
+                const auto slot =
+                    names_slots ? static_cast<std::uint16_t>(id) : slot_of(static_cast<std::int32_t>(id), rank, token);
                 out[count++] = {slot, static_cast<std::uint16_t>(k)};
             }
         }
@@ -123,7 +123,7 @@ std::span<std::int32_t> place_arrays(cpu_plan& p, const resolved_config& config)
         p.rank_rows = arrays.take<std::int32_t>(ranks);
         p.first_token = arrays.take<std::int64_t>(ranks + 1);
         p.rank_first = arrays.take<std::int32_t>(ranks + 1);
-        seen = arrays.take<std::int32_t>(static_cast<std::size_t>(config.config.num_experts));
+        seen = arrays.take<std::int32_t>(slots);  // S is at least E
         return arrays.used();
     };
     p.memory.reserve(config.config.memory, carve(nullptr));

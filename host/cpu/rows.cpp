@@ -88,10 +88,9 @@ EPJIT_INLINE void quantise_body(std::uint8_t* __restrict out, void* scales, scal
             const float magnitude = std::fabs(row[i]);
             amax = magnitude > amax ? magnitude : amax;
         }
-        float scale = amax / 448.0f;
-        // A group of zeros, or one so small that its scale underflows: the elements quantise to zero by any
-        // scale.
-        scale = scale == 0 ? 1.0f : scale;
+        float scale = amax == 0 ? 1.0f : amax / 448.0f;
+        // A group so small that its scale underflows becomes zeros.
+        scale = scale == 0 && type == scale_type::f32 ? 1.0f : scale;
         if (type == scale_type::ue8m0) {
             const auto bits = std::bit_cast<std::uint32_t>(scale);
             const std::uint32_t up = (bits >> 23) + ((bits & 0x7fffffu) != 0 ? 1u : 0u);

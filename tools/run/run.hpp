@@ -20,8 +20,8 @@ struct run_options {
     jit::model_shape model;                             ///< hidden, num_experts, topk, token_type, fp8_scales
     exchange_kind exchange = exchange_kind::automatic;  ///< automatic: EPJIT_EXCHANGE, else GPU or host
     std::int32_t ranks = 0;                             ///< 0: GPUs of this machine, or 8
-    std::optional<std::int32_t> tokens;  ///< T of every rank; empty: 256, or what the file holds
-    std::string routing = "uniform";     ///< uniform, zipf, grouped, one-rank, or FILE.npy
+    std::optional<std::int32_t> tokens;                 ///< T of every rank; empty: 256, or what the file holds
+    std::string routing = "uniform";                    ///< uniform, zipf, grouped, one-rank, or FILE.npy
     epjit::layout layout = layout::expert_major;
     std::optional<dtype> type;  ///< empty: the model's; fp8_e4m3: quantised dispatch
     epjit::reduction reduction = reduction::per_rank;
@@ -38,7 +38,7 @@ struct run_options {
 struct run_result {
     bool ok = true;                                ///< nothing was found wrong
     exchange_kind exchange = exchange_kind::host;  ///< the one that ran
-    std::uint64_t checked_rows = 0;  ///< dispatched rows and combined tokens compared; 0 without `check`
+    std::uint64_t checked_rows = 0;                ///< dispatched rows and combined tokens compared; 0 without `check`
     std::uint64_t mismatched_rows = 0;
     double max_error = 0;    ///< largest absolute difference from the reference; finite
     double dispatch_us = 0;  ///< median over iterations; host: wall, loopback: events
