@@ -161,6 +161,10 @@ const row_operations& operations_of(dtype type) noexcept {
     return (has_fused() ? fused::table : portable::table)[static_cast<std::size_t>(type)];
 }
 
+const row_operations& portable_operations_of(dtype type) noexcept {
+    return portable::table[static_cast<std::size_t>(type)];
+}
+
 void quantise(std::uint8_t* out, void* scales, scale_type type, const float* row, std::int64_t n) noexcept {
     (has_fused() ? fused::quantise : portable::quantise)(out, scales, type, row, n);
 }

@@ -24,6 +24,8 @@ struct row_operations {
 };
 
 const row_operations& operations_of(dtype type) noexcept;
+/// The form for any CPU.
+const row_operations& portable_operations_of(dtype type) noexcept;
 
 /// The fused quantiser of one row: e4m3 with one scale for each 128 elements, ceil(n/128) scales of `type`.
 void quantise(std::uint8_t* out, void* scales, scale_type type, const float* row, std::int64_t n) noexcept;

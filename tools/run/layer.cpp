@@ -46,6 +46,9 @@ class layer {
     observation run() {
         upload_inputs();
         make_plans();
+        if (options_.after_plan) {
+            options_.after_plan(plan_);
+        }
         seen_.ranks.resize(tensors_.size());
         for (std::size_t r = 0; r < tensors_.size(); ++r) {
             allocate_outputs(r);

@@ -19,6 +19,8 @@ struct layer_options {
     bool halves = false;     ///< send and receive halves instead of whole calls
     std::int32_t lane = 0;
     const std::atomic<bool>* cancel = nullptr;
+    /// Called with the plan before it is used, to spoil it; tests only.
+    std::function<void(plan&)> after_plan;
     /// Called with what dispatch gave and before the experts run, to spoil it; tests only.
     std::function<void(reference::observation&)> after_dispatch;
 };
