@@ -34,7 +34,7 @@ ref::observation run_case(runtime& rt, const ref::problem& p, const tools::layer
 TEST(host_property, equals_the_reference_bit_for_bit) {
     runtime rt = make_runtime();
     const std::uint64_t base = tests::suite_seed();
-    const int cases = tests::suite_cases(700);
+    const int cases = tests::suite_cases(560);
     std::map<std::string_view, int> layouts;
     std::uint64_t rows = 0;
     std::uint64_t dropped = 0;
