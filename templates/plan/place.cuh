@@ -22,7 +22,7 @@ __device__ __forceinline__ void sum_block_counts(const Args& args, plan_shared<C
         const i32 key = item % used_keys;
         u32 before = 0;
         u32 total = 0;
-#pragma unroll 16
+#pragma unroll 8
         for (i32 b = item / used_keys; b < blocks; b += parts) {
             const u32 count = args.block_counts[b * plan_shared<Config>::keys + key];
             total += count;

@@ -83,11 +83,12 @@ TEST(specs, name_the_exchange_that_has_no_kernels) {
 }
 
 TEST(knobs, bulk_stages_fit_shared_memory_and_exist_only_where_bulk_copies_do) {
-    EXPECT_EQ(bf16_rows(hopper, 7168).stages, 14);
+    EXPECT_EQ(bf16_rows(hopper, 7168).stages, 15);
     EXPECT_EQ(bf16_rows(hopper, 2048).stages, 48);
     EXPECT_EQ(bf16_rows(hopper, 16384).stages, 6);
     EXPECT_EQ(bf16_rows(hopper, 51200).stages, 2);
-    EXPECT_EQ(bf16_rows(hopper, 51208).stages, 0) << "rows over 100 KB";
+    EXPECT_EQ(bf16_rows(hopper, 56320).stages, 2);
+    EXPECT_EQ(bf16_rows(hopper, 56328).stages, 0) << "rows over 110 KB";
     EXPECT_EQ(bf16_rows(hopper, 2049).stages, 0) << "rows that are no multiple of 16 bytes";
     EXPECT_EQ(bf16_rows(ampere, 7168).stages, 0);
     EXPECT_EQ(bf16_rows(blackwell_workstation, 7168).stages, 6);
