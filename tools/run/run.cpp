@@ -15,7 +15,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <map>
 
 namespace epjit::tools {
@@ -32,16 +31,6 @@ struct setting {
     std::int32_t ranks = default_ranks;
     std::string note;
 };
-
-bool under_launcher() {
-    for (const char* name : {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"}) {
-        const char* value = std::getenv(name);
-        if (value != nullptr && std::atoi(value) > 1) {
-            return true;
-        }
-    }
-    return false;
-}
 
 setting choose_setting(runtime& rt, const run_options& options) {
     exchange_kind wanted = options.exchange;
@@ -69,9 +58,6 @@ setting choose_setting(runtime& rt, const run_options& options) {
     s.kind = choice.exchange;
     if (wanted == exchange_kind::automatic) {
         s.note = choice.reason;
-        if (under_launcher()) {
-            communicator::from_launcher(rt);  // says that real ranks are not in this version
-        }
     }
     return s;
 }
