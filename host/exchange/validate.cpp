@@ -366,8 +366,10 @@ void validate_weight_gradients(const resolved_config& config, const plan_state& 
         refuse("use expert_major or masked", "weight_gradients on flat: one row serves several experts");
     }
     bool any = false, all = true;
-    for (const weight_gradient_args& a : ranks) {
-        any |= a.row_gradients != nullptr;
+    std::int64_t total_rows = 0;
+    for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
+        any |= ranks[r].row_gradients != nullptr;
+        total_rows += rows_needed(config, plan, r);
     }
     for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
         const weight_gradient_args& a = ranks[r];
@@ -379,7 +381,7 @@ void validate_weight_gradients(const resolved_config& config, const plan_state& 
         if (!aligned(a.output, 4) || !aligned(a.row_gradients, 4)) {
             refuse("align it to 4 bytes", "an f32 argument of rank {} is not aligned", r);
         }
-        if (!any) {
+        if (!any && total_rows > 0) {
             check_tensor(a.rows, {"rows", r, c.combine_type, c.hidden, rows, false, scale_type::none});
             check_tensor(a.gradient,
                          {"gradient", r, c.combine_type, c.hidden, plan.ranks[r].num_tokens, true, scale_type::none});

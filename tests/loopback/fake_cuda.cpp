@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// A libcuda.so.1 of one fake GPU whose memory is the host's: it keeps what was launched, and "runs" plan kernels as far
+// as the host can see. Controlled through the fake_cuda_* functions and FAKE_CUDA_* variables.
+#include "host/driver/api.hpp"
+#include "host/loopback/arguments.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <vector>
+
+using namespace epjit::host;
+namespace templates = epjit::templates;
+
+namespace {
+
+struct fake_launch {
+    std::string kernel;
+    unsigned grid, threads, shared;
+    bool cooperative;
+    std::vector<unsigned char> args;
+};
+
+struct fake_state {
+    std::mutex mutex;
+    std::vector<fake_launch> launches;
+    std::atomic<long> allocations{0}, frees{0}, events_recorded{0}, waits{0}, loads{0};
+    std::atomic<int> plan_hangs{0}, reject_loads{0}, fail_query{0};
+    std::atomic<int> dropped_rows{0}, rows{0}, timed_out{0};
+};
+fake_state& state() {
+    static fake_state s;
+    return s;
+}
+
+/// What the host sees of a plan kernel.
+void run_plan(const templates::plan_head& head) {
+    if (state().plan_hangs != 0) {
+        return;
+    }
+    if (head.host_counts != nullptr) {
+        head.host_counts[0] = state().rows;  // of slot 0; the test's exchange has one slot and one rank
+        head.host_counts[1] = state().rows;
+    }
+    head.host_status->dropped_rows = static_cast<unsigned>(state().dropped_rows.load());
+    head.host_status->timed_out = static_cast<unsigned>(state().timed_out.load());
+    __atomic_store_n(&head.host_status->ready, head.sequence, __ATOMIC_RELEASE);
+}
+
+std::size_t args_size(const std::string& kernel) {
+    return kernel.find("plan") != std::string::npos      ? sizeof(templates::plan_head) + sizeof(templates::plan_rank)
+           : kernel.find("scatter") != std::string::npos ? sizeof(templates::scatter_args<1>)
+                                                         : sizeof(templates::gather_args<1>);
+}
+
+cu_result launch_any(cu_function f, unsigned grid, unsigned threads, unsigned shared, bool cooperative, void** params) {
+    const std::string& name = *reinterpret_cast<std::string*>(f);
+    const auto* bytes = static_cast<const unsigned char*>(params[0]);
+    {
+        const std::lock_guard lock(state().mutex);
+        state().launches.push_back(
+            {name, grid, threads, shared, cooperative, std::vector<unsigned char>(bytes, bytes + args_size(name))});
+    }
+    if (name.find("plan_kernel") != std::string::npos) {
+        templates::plan_head head;
+        std::memcpy(static_cast<void*>(&head), bytes, sizeof head);
+        run_plan(head);
+    }
+    return cu_success;
+}
+
+CUctx_st* const the_context = reinterpret_cast<CUctx_st*>(0x1000);
+
+}  // namespace
+
+extern "C" {
+
+// What tests control and see.
+void fake_cuda_set_plan_hangs(int value) {
+    state().plan_hangs = value;
+}
+void fake_cuda_set_reject_loads(int value) {
+    state().reject_loads = value;
+}
+void fake_cuda_set_query_failure(int value) {
+    state().fail_query = value;
+}
+void fake_cuda_set_plan_result(int rows, int dropped, int timed_out) {
+    state().rows = rows;
+    state().dropped_rows = dropped;
+    state().timed_out = timed_out;
+}
+long fake_cuda_live_allocations() {
+    return state().allocations - state().frees;
+}
+long fake_cuda_stream_waits() {
+    return state().waits;
+}
+std::size_t fake_cuda_num_launches() {
+    const std::lock_guard lock(state().mutex);
+    return state().launches.size();
+}
+/// Launch `index`: name, {grid, threads, shared, cooperative} and the argument bytes.
+const char* fake_cuda_launch(std::size_t index, unsigned* shape, const void** args) {
+    const std::lock_guard lock(state().mutex);
+    const fake_launch& l = state().launches[index];
+    shape[0] = l.grid;
+    shape[1] = l.threads;
+    shape[2] = l.shared;
+    shape[3] = l.cooperative ? 1 : 0;
+    *args = l.args.data();
+    return l.kernel.c_str();
+}
+
+cu_result cuInit(unsigned) {
+    return std::getenv("FAKE_CUDA_NO_DEVICE") != nullptr ? cu_no_device : cu_success;
+}
+cu_result cuDriverGetVersion(int* version) {
+    *version = 13000;
+    return cu_success;
+}
+cu_result cuGetErrorName(cu_result, const char** text) {
+    *text = "CUDA_ERROR_FAKE";
+    return cu_success;
+}
+cu_result cuGetErrorString(cu_result, const char** text) {
+    *text = "made up";
+    return cu_success;
+}
+cu_result cuDeviceGetCount(int* n) {
+    *n = 1;
+    return cu_success;
+}
+cu_result cuDeviceGet(cu_device* d, int i) {
+    *d = i;
+    return cu_success;
+}
+cu_result cuDeviceGetName(char* text, int size, cu_device) {
+    std::strncpy(text, "Fake GPU", static_cast<std::size_t>(size));
+    return cu_success;
+}
+cu_result cuDeviceTotalMem_v2(std::size_t* bytes, cu_device) {
+    *bytes = std::size_t{1} << 30;
+    return cu_success;
+}
+cu_result cuDeviceGetAttribute(int* value, device_attribute which, cu_device) {
+    *value = which == device_attribute::multiprocessors                ? 4
+             : which == device_attribute::compute_major                ? 9
+             : which == device_attribute::shared_bytes_per_block_optin ? 232448
+                                                                       : 0;
+    return cu_success;
+}
+cu_result cuDevicePrimaryCtxRetain(cu_context* c, cu_device) {
+    *c = the_context;
+    return cu_success;
+}
+cu_result cuDevicePrimaryCtxRelease_v2(cu_device) {
+    return cu_success;
+}
+cu_result cuCtxPushCurrent_v2(cu_context) {
+    return cu_success;
+}
+cu_result cuCtxPopCurrent_v2(cu_context* c) {
+    *c = the_context;
+    return cu_success;
+}
+cu_result cuCtxGetCurrent(cu_context* c) {
+    *c = the_context;
+    return cu_success;
+}
+cu_result cuCtxSynchronize() {
+    return cu_success;
+}
+cu_result cuModuleLoadData(cu_module* m, const void*) {
+    ++state().loads;
+    if (state().reject_loads > 0) {
+        --state().reject_loads;
+        return cu_no_binary_for_gpu;
+    }
+    *m = reinterpret_cast<cu_module>(0x2000);
+    return cu_success;
+}
+cu_result cuModuleUnload(cu_module) {
+    return cu_success;
+}
+cu_result cuModuleGetFunction(cu_function* f, cu_module, const char* name) {
+    // A few names a process: kept for its life.
+    static std::vector<std::unique_ptr<std::string>> names;
+    const std::lock_guard lock(state().mutex);
+    names.push_back(std::make_unique<std::string>(name));
+    *f = reinterpret_cast<cu_function>(names.back().get());
+    return cu_success;
+}
+cu_result cuFuncGetAttribute(int* value, function_attribute, cu_function) {
+    *value = 0;
+    return cu_success;
+}
+cu_result cuFuncSetAttribute(cu_function, function_attribute, int) {
+    return cu_success;
+}
+cu_result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, cu_function, int, std::size_t) {
+    *blocks = 2;
+    return cu_success;
+}
+cu_result cuLaunchKernel(cu_function f, unsigned grid, unsigned, unsigned, unsigned threads, unsigned, unsigned,
+                         unsigned shared, epjit::stream_t, void** params, void**) {
+    return launch_any(f, grid, threads, shared, false, params);
+}
+cu_result cuLaunchCooperativeKernel(cu_function f, unsigned grid, unsigned, unsigned, unsigned threads, unsigned,
+                                    unsigned, unsigned shared, epjit::stream_t, void** params) {
+    return launch_any(f, grid, threads, shared, true, params);
+}
+cu_result cuMemGetInfo_v2(std::size_t* available, std::size_t* total) {
+    *available = *total = std::size_t{1} << 30;
+    return cu_success;
+}
+cu_result cuMemAlloc_v2(cu_pointer* p, std::size_t bytes) {
+    if (bytes > std::size_t{1} << 30) {
+        return cu_out_of_memory;
+    }
+    ++state().allocations;
+    *p = reinterpret_cast<cu_pointer>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+    return cu_success;
+}
+cu_result cuMemFree_v2(cu_pointer p) {
+    ++state().frees;
+    std::free(reinterpret_cast<void*>(p));
+    return cu_success;
+}
+cu_result cuMemHostAlloc(void** p, std::size_t bytes, unsigned) {
+    ++state().allocations;
+    *p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    return cu_success;
+}
+cu_result cuMemFreeHost(void* p) {
+    ++state().frees;
+    std::free(p);
+    return cu_success;
+}
+cu_result cuMemHostGetDevicePointer_v2(cu_pointer* p, void* host, unsigned) {
+    *p = reinterpret_cast<cu_pointer>(host);
+    return cu_success;
+}
+cu_result cuMemcpyHtoDAsync_v2(cu_pointer to, const void* from, std::size_t bytes, epjit::stream_t) {
+    std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+    return cu_success;
+}
+cu_result cuMemcpyDtoHAsync_v2(void* to, cu_pointer from, std::size_t bytes, epjit::stream_t) {
+    std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
+    return cu_success;
+}
+cu_result cuMemcpyDtoDAsync_v2(cu_pointer to, cu_pointer from, std::size_t bytes, epjit::stream_t) {
+    std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+    return cu_success;
+}
+cu_result cuMemsetD8Async(cu_pointer to, unsigned char value, std::size_t bytes, epjit::stream_t) {
+    std::memset(reinterpret_cast<void*>(to), value, bytes);
+    return cu_success;
+}
+cu_result cuStreamCreate(epjit::stream_t* s, unsigned) {
+    static std::atomic<std::uintptr_t> next{0x3000};
+    *s = reinterpret_cast<epjit::stream_t>(next.fetch_add(16));
+    return cu_success;
+}
+cu_result cuStreamDestroy_v2(epjit::stream_t) {
+    return cu_success;
+}
+cu_result cuStreamSynchronize(epjit::stream_t) {
+    return cu_success;
+}
+cu_result cuStreamQuery(epjit::stream_t) {
+    return state().fail_query != 0 ? state().fail_query.load() : cu_not_ready;
+}
+cu_result cuStreamWaitEvent(epjit::stream_t, cu_event, unsigned) {
+    ++state().waits;
+    return cu_success;
+}
+cu_result cuEventCreate(cu_event* e, unsigned) {
+    *e = reinterpret_cast<cu_event>(0x4000);
+    return cu_success;
+}
+cu_result cuEventDestroy_v2(cu_event) {
+    return cu_success;
+}
+cu_result cuEventRecord(cu_event, epjit::stream_t) {
+    ++state().events_recorded;
+    return cu_success;
+}
+cu_result cuEventQuery(cu_event) {
+    return cu_success;
+}
+cu_result cuEventSynchronize(cu_event) {
+    return cu_success;
+}
+cu_result cuEventElapsedTime(float* ms, cu_event, cu_event) {
+    *ms = 1.5F;
+    return cu_success;
+}
+
+}  // extern "C"

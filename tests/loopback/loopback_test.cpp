@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loopback exchange against a fake driver: what is launched with which arguments, counters, waits and errors.
+#include "epjit/epjit.hpp"
+#include "host/driver/device.hpp"
+#include "host/exchange/communicator_state.hpp"
+#include "host/loopback/arguments.hpp"
+#include "host/loopback/plan.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <dlfcn.h>
+#include <limits>
+#include <vector>
+
+namespace epjit::host {
+namespace {
+
+using ::testing::HasSubstr;
+
+/// The fake driver's controls.
+struct fake_cuda {
+    template <class F>
+    static F* symbol(const char* name) {
+        static void* const library = dlopen(EPJIT_FAKE_CUDA, RTLD_NOW | RTLD_LOCAL);
+        return reinterpret_cast<F*>(dlsym(library, name));
+    }
+    static std::size_t num_launches() { return symbol<std::size_t()>("fake_cuda_num_launches")(); }
+    static void plan_result(int rows, int dropped, int timed_out) {
+        symbol<void(int, int, int)>("fake_cuda_set_plan_result")(rows, dropped, timed_out);
+    }
+    static void plan_hangs(int value) { symbol<void(int)>("fake_cuda_set_plan_hangs")(value); }
+    static void query_failure(int value) { symbol<void(int)>("fake_cuda_set_query_failure")(value); }
+    static void reject_loads(int value) { symbol<void(int)>("fake_cuda_set_reject_loads")(value); }
+    static long live() { return symbol<long()>("fake_cuda_live_allocations")(); }
+    static long stream_waits() { return symbol<long()>("fake_cuda_stream_waits")(); }
+};
+
+struct seen_launch {
+    std::string kernel;
+    unsigned shape[4];
+    const void* args;
+    template <class Args>
+    [[nodiscard]] Args as() const {
+        Args a;
+        std::memcpy(static_cast<void*>(&a), args, sizeof a);
+        return a;
+    }
+};
+seen_launch launch_at(std::size_t index) {
+    seen_launch l;
+    l.kernel = fake_cuda::symbol<const char*(std::size_t, unsigned*, const void**)>("fake_cuda_launch")(index, l.shape,
+                                                                                                        &l.args);
+    return l;
+}
+
+runtime_options with_fakes() {
+    runtime_options o;
+    o.cache_path = "";
+    o.cuda_library = EPJIT_FAKE_CUDA;
+    o.nvrtc_library = EPJIT_FAKE_NVRTC_A;
+    o.first_wait_timeout_ms = 50;
+    o.wait_timeout_ms = 50;
+    return o;
+}
+
+/// One rank with one expert: ten tokens of 64 bf16.
+class loopback_fake : public ::testing::Test {
+   protected:
+    loopback_fake() : rt(with_fakes()) {
+        fake_cuda::plan_result(10, 0, 0);
+        fake_cuda::plan_hangs(0);
+        fake_cuda::query_failure(0);
+        config.hidden = 64;
+        config.num_experts = config.topk = 1;
+        config.max_tokens_per_rank = 10;
+        args.routing = ids.data();
+        args.num_tokens = 10;
+        args.capacity = 10;
+        d.input = tensor(10);
+        d.output = tensor(10);
+        c.rows = tensor(10);
+        c.output = tensor(10);
+        fixed.mode = mode::fixed;
+    }
+    [[nodiscard]] tensor_view tensor(std::int64_t rows) {
+        tensor_view v;
+        v.data = memory.data();
+        v.rows = rows;
+        v.columns = 64;
+        return v;
+    }
+
+    runtime rt;
+    exchange_config config;
+    std::vector<std::int64_t> ids = std::vector<std::int64_t>(10, 0);
+    alignas(16) std::array<std::byte, 2048> memory{};
+    plan_args args;
+    plan_options fixed;
+    dispatch_args d;
+    combine_args c;
+};
+
+TEST_F(loopback_fake, static_mode_stands_still_once_warm) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    plan p = ex.make_plan({&args, 1}, fixed, nullptr);
+    ex.dispatch(p, {&d, 1}, {}, nullptr);
+    ex.combine(p, {&c, 1}, {}, nullptr);
+    const counters before = rt.counters();
+    EXPECT_EQ(before.uploads, 1U);
+    EXPECT_EQ(before.compiles, 3U);
+    EXPECT_EQ(before.modules_loaded, 3U);
+    for (int i = 0; i < 10; ++i) {
+        p = ex.make_plan({&args, 1}, fixed, nullptr, std::move(p));
+        ex.dispatch(p, {&d, 1}, {}, nullptr);
+        ex.combine(p, {&c, 1}, {}, nullptr);
+    }
+    const counters after = rt.counters();
+    EXPECT_EQ(after.allocations, before.allocations);
+    EXPECT_EQ(after.compiles, before.compiles);
+    EXPECT_EQ(after.cache_memory_hits, before.cache_memory_hits);
+    EXPECT_EQ(after.uploads, before.uploads);
+    EXPECT_EQ(after.modules_loaded, before.modules_loaded);
+    EXPECT_EQ(after.host_waits, 0U);
+    EXPECT_EQ(after.launches, before.launches + 30);
+    EXPECT_EQ(p.view(0).rows, -1);
+    EXPECT_EQ(p.view(0).host_counts, nullptr);
+}
+
+TEST_F(loopback_fake, launches_carry_the_callers_arguments) {
+    communicator comm = communicator::loopback(rt, 1);
+    config.num_sms = 3;
+    exchange ex(comm, config);
+    const std::size_t first = fake_cuda::num_launches();
+    const plan p = ex.make_plan({&args, 1}, {}, nullptr);
+    ex.dispatch(p, {&d, 1}, {}, nullptr);
+    d.input.row_stride = 65;  // no longer a multiple of 16 bytes: the general kernel
+    ex.dispatch(p, {&d, 1}, {}, nullptr);
+    ex.combine(p, {&c, 1}, {}, nullptr);
+    ASSERT_EQ(fake_cuda::num_launches(), first + 4);
+
+    const seen_launch planned = launch_at(first);
+    EXPECT_THAT(planned.kernel, HasSubstr("plan_kernel"));
+    EXPECT_EQ(planned.shape[3], 1U) << "the plan kernel has a grid barrier: it is launched cooperatively";
+    const auto plan_seen = planned.as<templates::plan_args<1>>();
+    EXPECT_EQ(plan_seen.num_tokens, 10);
+    EXPECT_EQ(plan_seen.ranks[0].routing, ids.data());
+    EXPECT_EQ(plan_seen.ranks[0].capacity, std::numeric_limits<std::int32_t>::max()) << "exact mode is unbounded";
+    EXPECT_EQ(plan_seen.width, templates::id_width::i64);
+    EXPECT_EQ(plan_seen.expert_slots, nullptr) << "expert e has the slot e";
+    EXPECT_EQ(plan_seen.barrier[0] | plan_seen.barrier[1], 0U);
+
+    const seen_launch bulk = launch_at(first + 1);
+    EXPECT_THAT(bulk.kernel, HasSubstr("scatter_bulk_kernel"));
+    EXPECT_EQ(bulk.shape[0], 3U) << "num_sms bounds the grid";
+    const auto rows = bulk.as<templates::scatter_args<1>>();
+    EXPECT_EQ(rows.vector_bytes, 16);
+    EXPECT_EQ(rows.ranks[0].input, memory.data());
+    EXPECT_EQ(rows.ranks[0].input_stride, 128);
+    EXPECT_EQ(rows.ranks[0].capacity, 10) << "exact mode: the rows there are";
+    EXPECT_EQ(rows.zero_padding, 1);
+
+    const seen_launch general = launch_at(first + 2);
+    EXPECT_THAT(general.kernel, HasSubstr("scatter_kernel"));
+    EXPECT_EQ(general.as<templates::scatter_args<1>>().vector_bytes, 2);
+    const seen_launch summed = launch_at(first + 3);
+    EXPECT_THAT(summed.kernel, HasSubstr("gather_kernel"));
+    EXPECT_EQ(summed.as<templates::gather_args<1>>().order, templates::sum_order::per_rank);
+}
+
+TEST_F(loopback_fake, exact_mode_polls_once_and_knows_the_rows) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    fake_cuda::plan_result(7, 0, 0);
+    const plan p = ex.make_plan({&args, 1}, {}, nullptr);
+    EXPECT_EQ(p.view(0).rows, 7);
+    EXPECT_EQ(p.view(0).host_counts[0], 7);
+    EXPECT_EQ(rt.counters().host_waits, 1U);
+}
+
+TEST_F(loopback_fake, a_plan_that_never_ends_is_a_timeout_and_the_exchange_refuses_work) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    ex.prepare();
+    fake_cuda::plan_hangs(1);
+    try {
+        static_cast<void>(ex.make_plan({&args, 1}, {}, nullptr));
+        FAIL() << "no error";
+    } catch (const timeout_error& e) {
+        EXPECT_THAT(e.what(), HasSubstr("waited 50 ms"));
+        EXPECT_THAT(e.what(), HasSubstr("expected sequence 1, seen 0"));
+        EXPECT_THAT(e.remedy(), HasSubstr("EPJIT_WAIT_TIMEOUT_MS"));
+    }
+    fake_cuda::plan_hangs(0);
+    EXPECT_THROW(static_cast<void>(ex.make_plan({&args, 1}, {}, nullptr)), timeout_error);
+}
+
+TEST_F(loopback_fake, a_failed_stream_is_a_cuda_error_at_once) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    fake_cuda::plan_hangs(1);
+    fake_cuda::query_failure(700);
+    EXPECT_THROW(static_cast<void>(ex.make_plan({&args, 1}, {}, nullptr)), cuda_error);
+}
+
+TEST_F(loopback_fake, dropped_rows_fail_the_next_host_call_unless_dropping_was_asked_for) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    fake_cuda::plan_result(10, 3, 0);
+    const plan p = ex.make_plan({&args, 1}, fixed, nullptr);
+    EXPECT_EQ(p.status().dropped_rows, 3U);
+    EXPECT_THROW(ex.dispatch(p, {&d, 1}, {}, nullptr), capacity_error);
+    fixed.overflow = overflow::drop;
+    const plan q = ex.make_plan({&args, 1}, fixed, nullptr);
+    ex.dispatch(q, {&d, 1}, {}, nullptr);
+}
+
+TEST_F(loopback_fake, a_barrier_that_timed_out_on_the_device_is_reported_at_the_next_host_call) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    fake_cuda::plan_result(10, 0, 1);
+    const plan p = ex.make_plan({&args, 1}, fixed, nullptr);
+    EXPECT_THROW(ex.dispatch(p, {&d, 1}, {}, nullptr), timeout_error);
+}
+
+TEST_F(loopback_fake, a_lane_orders_its_streams) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    const gpu_stream a(comm.state().context), b(comm.state().context);
+    const plan p = ex.make_plan({&args, 1}, fixed, a.get());
+    const long before = fake_cuda::stream_waits();
+    ex.dispatch(p, {&d, 1}, {}, a.get());
+    EXPECT_EQ(fake_cuda::stream_waits(), before);
+    ex.combine(p, {&c, 1}, {}, b.get());
+    EXPECT_EQ(fake_cuda::stream_waits(), before + 1);
+}
+
+TEST_F(loopback_fake, a_rejected_entry_is_compiled_once_more_and_then_reported) {
+    {
+        communicator comm = communicator::loopback(rt, 1);
+        exchange ex(comm, config);
+        fake_cuda::reject_loads(1);
+        ex.prepare();
+        EXPECT_EQ(rt.counters().compiles, 4U);
+    }
+    runtime other(with_fakes());
+    communicator comm = communicator::loopback(other, 1);
+    exchange ex(comm, config);
+    fake_cuda::reject_loads(2);
+    try {
+        ex.prepare();
+        FAIL() << "no error";
+    } catch (const cuda_error& e) {
+        EXPECT_THAT(e.what(), HasSubstr("cuModuleLoadData"));
+    }
+    fake_cuda::reject_loads(0);
+}
+
+TEST_F(loopback_fake, everything_taken_is_given_back) {
+    const long before = fake_cuda::live();
+    {
+        communicator comm = communicator::loopback(rt, 1);
+        plan p;
+        {
+            exchange ex(comm, config);
+            p = ex.make_plan({&args, 1}, fixed, nullptr);
+            EXPECT_GT(fake_cuda::live(), before);
+        }
+    }
+    EXPECT_EQ(fake_cuda::live(), before);
+}
+
+TEST_F(loopback_fake, memory_hooks_bring_the_workspace) {
+    struct arena {
+        int taken = 0, given = 0;
+    } counts;
+    config.memory.user = &counts;
+    config.memory.allocate = [](void* user, std::size_t bytes) {
+        ++static_cast<arena*>(user)->taken;
+        return std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    };
+    config.memory.release = [](void* user, void* p) {
+        ++static_cast<arena*>(user)->given;
+        std::free(p);
+    };
+    {
+        communicator comm = communicator::loopback(rt, 1);
+        exchange ex(comm, config);
+        const plan p = ex.make_plan({&args, 1}, fixed, nullptr);
+        EXPECT_EQ(counts.taken, 2);  // tables and the plan
+    }
+    EXPECT_EQ(counts.given, 2);
+    config.memory.allocate = [](void*, std::size_t) -> void* { return nullptr; };
+    communicator comm = communicator::loopback(rt, 1);
+    EXPECT_THROW(exchange(comm, config), config_error);
+}
+
+TEST(loopback_device, a_device_that_is_not_there_is_a_config_error) {
+    runtime rt(with_fakes());
+    try {
+        communicator::loopback(rt, 1, 5);
+        FAIL() << "no error";
+    } catch (const config_error& e) {
+        EXPECT_THAT(e.what(), HasSubstr("device 5 does not exist: the driver sees 1 GPU(s)"));
+    }
+}
+
+TEST(loopback_device, out_of_memory_says_how_much_was_asked_for_and_free) {
+    runtime rt(with_fakes());
+    const communicator comm = communicator::loopback(rt, 1);
+    try {
+        const device_buffer buffer(comm.state().context, std::size_t{3} << 30);
+        FAIL() << "no error";
+    } catch (const cuda_error& e) {
+        EXPECT_THAT(e.what(), HasSubstr("of 3221225472 bytes on device 0 (1073741824 of 1073741824 free)"));
+    }
+}
+
+TEST(arguments, widest_access_divides_every_address_and_stride) {
+    EXPECT_EQ(widest_access(0), 16);
+    EXPECT_EQ(widest_access(0x1000), 16);
+    EXPECT_EQ(widest_access(0x1000 | 8), 8);
+    EXPECT_EQ(widest_access(0x1000 | 14336 | 4), 4);
+    EXPECT_EQ(widest_access(14), 2);
+    EXPECT_EQ(widest_access(7), 1);
+}
+
+TEST(arguments, plan_parts_do_not_overlap_and_what_must_be_zero_comes_first) {
+    resolved_config config;
+    config.num_ranks = 3;
+    config.config.topk = 4;
+    config.placement.num_slots = 10;
+    const plan_offsets o = lay_out_plan(config, 30, 7, 13);
+    EXPECT_EQ(o.barrier, 0U);
+    EXPECT_GE(o.zeroed, o.device_status + sizeof(templates::plan_status));
+    EXPECT_LE(o.zeroed, o.entries);
+    EXPECT_GE(o.entry_slots, o.entries + 30 * 4 * 8);
+    EXPECT_GE(o.slot_counts, o.entry_slots + 30 * 4 * 2);
+    EXPECT_GE(o.slot_offsets, o.slot_counts + 10 * 4);
+    EXPECT_GE(o.rank_rows, o.slot_offsets + 13 * 4);
+    EXPECT_GE(o.block_counts, o.rank_rows + 3 * 4);
+    EXPECT_GE(o.total, o.block_counts + 7 * 13 * 4);
+}
+
+TEST(poll, ends_when_the_stream_does) {
+    const std::uint32_t never = 0;
+    EXPECT_EQ(poll_ready(&never, 1, std::chrono::milliseconds(1000), [] { return false; }), poll_outcome::work_ended);
+    EXPECT_EQ(poll_ready(&never, 0, std::chrono::milliseconds(1000), [] { return true; }), poll_outcome::ready);
+    EXPECT_EQ(poll_ready(&never, 1, std::chrono::milliseconds(3), [] { return true; }), poll_outcome::timed_out);
+}
+
+}  // namespace
+}  // namespace epjit::host
