@@ -56,6 +56,9 @@ cache::store& runtime_state::store() {
         wanted.offline = options.offline;
         wanted.strict = options.strict_cache;
         wanted.log = options.log;
+        if (options.cache_disabled) {
+            wanted.log.level = log_level::error;  // who turned the disk off need not hear that it is off
+        }
         store_ = std::make_unique<cache::store>(wanted);
         opened_store_.store(store_.get(), std::memory_order_release);
     }

@@ -96,7 +96,8 @@ settings read_settings(const runtime_options& options) {
     constexpr std::int64_t day_ms = 86'400'000;
     settings s;
     // An empty option turns the disk off; an empty variable counts as not set.
-    if (options.cache_path == nullptr || *options.cache_path != '\0') {
+    s.cache_disabled = options.cache_path != nullptr && *options.cache_path == '\0';
+    if (!s.cache_disabled) {
         s.cache_layers =
             cache::default_layers(options.cache_path != nullptr ? options.cache_path : environment("EPJIT_CACHE_PATH"));
     }

@@ -14,6 +14,7 @@ namespace epjit::host {
 
 struct settings {
     std::vector<std::string> cache_layers;  ///< empty: memory only
+    bool cache_disabled = false;            ///< no layers because the caller wants none
     std::uint64_t cache_max_bytes = std::uint64_t{2} << 30;
     std::uint64_t cache_max_files = 20'000;
     std::chrono::milliseconds lock_timeout{30'000};

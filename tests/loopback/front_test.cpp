@@ -4,6 +4,7 @@
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/exchange/backend.hpp"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -109,7 +110,7 @@ TEST_F(front, what_is_not_built_is_named) {
         exchange_config c = config;
         c.kind = kind;
         EXPECT_THAT(message_of<unsupported_error>([&] { exchange(comm, c); }),
-                    HasSubstr("'" + std::string(name(kind)) + "' is not in this version"));
+                    HasSubstr(fmt::format("'{}' is not in this version", name(kind))));
     }
     exchange_config c = config;
     c.combine_type = dtype::fp8_e4m3;
