@@ -82,7 +82,7 @@ __device__ __forceinline__ void copy_row(const row_targets<Config>& to, bool wei
     }
 }
 
-/// amax / 448, for ue8m0 the next power of two up; 1 for a group of zeros.
+/// amax / 448, for ue8m0 the next power of two up; 1 for a group of zeros or so small that the quotient is 0.
 template <group_scale Scales>
 __device__ __forceinline__ float scale_of_amax(float amax) {
     if (amax == 0.0f) {
@@ -95,7 +95,7 @@ __device__ __forceinline__ float scale_of_amax(float amax) {
         const u32 exponent = bits <= 0x00400000u ? 0 : (bits + 0x007fffffu) >> 23;
         return exponent == 0 ? bits_to_float(0x00400000u) : bits_to_float(min_of(exponent, 254u) << 23);
     } else {
-        return scale;
+        return scale == 0.0f ? 1.0f : scale;  // an amax near the smallest denormal
     }
 }
 
