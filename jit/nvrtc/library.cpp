@@ -25,15 +25,19 @@ std::string loader_error() {
     return text != nullptr ? text : "unknown loader error";
 }
 
-/// File that a handle was loaded from, links resolved.
-std::string path_of(void* handle) {
+/// File that a handle was loaded from, links resolved. The loader names the path it saw first, which may be a link that
+/// is gone by now; then `place` says it.
+std::string path_of(void* handle, const std::string& place) {
     link_map* map = nullptr;
-    if (dlinfo(handle, RTLD_DI_LINKMAP, &map) != 0 || map == nullptr || map->l_name == nullptr) {
-        return {};
+    const bool known = dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 && map != nullptr && map->l_name != nullptr;
+    for (const std::string& name : {std::string(known ? map->l_name : ""), place}) {
+        std::error_code failure;
+        const fs::path resolved = fs::canonical(name, failure);
+        if (!failure) {
+            return resolved.string();
+        }
     }
-    std::error_code failure;
-    const fs::path resolved = fs::canonical(map->l_name, failure);
-    return failure ? std::string(map->l_name) : resolved.string();
+    return {};
 }
 
 template <class Function>
@@ -73,23 +77,20 @@ std::string load_symbols(void* handle, api& calls) {
 std::string load_builtins(const library& lib) {
     const fs::path folder = fs::path(lib.path).parent_path();
     const std::string soname = fmt::format("libnvrtc-builtins.so.{}.{}", lib.major, lib.minor);
-    for (const std::string& place :
-         {(folder / soname).string(), (folder / "libnvrtc-builtins.so").string(), soname}) {
+    for (const std::string& place : {(folder / soname).string(), (folder / "libnvrtc-builtins.so").string(), soname}) {
         if (void* handle = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-            return path_of(handle);
+            return path_of(handle, place);
         }
     }
     return {};
 }
 
-compiler_identity identify(const library& lib) {
-    const std::string self = file_identity(lib.path);
+compiler_identity identify(const library& lib, const std::string& self) {
     const std::string builtins = lib.builtins_path.empty() ? std::string() : file_identity(lib.builtins_path);
     compiler_identity id;
     id.id = field_hasher().add("nvrtc").add(self).add(builtins).finish();
     // The build-id tells patch releases apart, which nvrtcVersion does not.
-    id.description =
-        fmt::format("NVRTC {}.{} ({})", lib.major, lib.minor, self.substr(0, self.find(':') + 13));
+    id.description = fmt::format("NVRTC {}.{} ({})", lib.major, lib.minor, self.substr(0, self.find(':') + 13));
     return id;
 }
 
@@ -106,9 +107,13 @@ std::string try_open(const std::string& place, library& lib) {
     if (lib.calls.version(&lib.major, &lib.minor) != success) {
         return "nvrtcVersion failed";
     }
-    lib.path = path_of(handle);
+    lib.path = path_of(handle, place);
+    const std::string self = file_identity(lib.path);
+    if (self.empty()) {
+        return "its file cannot be read to tell which build it is";
+    }
     lib.builtins_path = load_builtins(lib);
-    lib.identity = identify(lib);
+    lib.identity = identify(lib, self);
     return {};
 }
 

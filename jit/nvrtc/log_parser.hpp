@@ -12,6 +12,7 @@ struct kernel_resources {
     std::uint32_t registers = 0;
     std::uint32_t shared_bytes = 0;
     std::uint32_t spill_bytes = 0;  ///< stores + loads
+    friend bool operator==(const kernel_resources&, const kernel_resources&) = default;
 };
 
 /// What the assembler's verbose log says of the entry function `lowered`; empty when it says nothing of it.

@@ -58,7 +58,7 @@ __device__ inline void publish_status(plan_status* device, plan_status* host, u3
 }
 
 template <plan_config Config>
-__global__ void __launch_bounds__(Config.threads)
+__global__ void __launch_bounds__(Config.threads, 1)
     plan_kernel(const __grid_constant__ plan_args<Config.num_ranks> args) {
     check_plan_config<Config>();
     extern __shared__ __align__(16) u8 memory[];

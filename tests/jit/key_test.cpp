@@ -22,8 +22,7 @@ namespace {
 constexpr target_arch hopper{90, 'a'};
 
 variant_spec dispatch_variant() {
-    return scatter_spec(hopper, exchange_kind::loopback, 8, 2048, 8, dtype::bf16, dtype::bf16,
-                        scale_type::none);
+    return scatter_spec(hopper, exchange_kind::loopback, 8, 2048, 8, dtype::bf16, dtype::bf16, scale_type::none);
 }
 
 TEST(arch, text_parses_back_and_other_text_does_not) {
@@ -32,19 +31,18 @@ TEST(arch, text_parses_back_and_other_text_does_not) {
         ASSERT_TRUE(arch) << text;
         EXPECT_EQ(arch->text(), text);
     }
-    for (const char* text : {"", "sm_", "90a", "sm_9", "sm_090", "sm_90b", "sm_90aa", "SM_90", "sm_-90",
-                             "sm_ 90", "sm_70000", "compute_90", "sm_90a "}) {
+    for (const char* text : {"", "sm_", "90a", "sm_9", "sm_090", "sm_90b", "sm_90aa", "SM_90", "sm_-90", "sm_ 90",
+                             "sm_70000", "compute_90", "sm_90a "}) {
         EXPECT_EQ(target_arch::parse(text), std::nullopt) << text;
     }
 }
 
 TEST(spec, describes_itself_in_one_line) {
-    EXPECT_EQ(describe(plan_spec(hopper, 256, 256, 8, 8, false)),
-              "plan sm_90a E=256 S=256 R=8 K=8 dense threads=512");
+    EXPECT_EQ(describe(plan_spec(hopper, 256, 256, 8, 8, false)), "plan sm_90a E=256 S=256 R=8 K=8 dense threads=512");
     EXPECT_EQ(describe(dispatch_variant()),
               "dispatch sm_90a exchange=loopback H=2048 R=8 K=8 type=bf16 threads=256 stages=14");
-    EXPECT_EQ(describe(scatter_spec({80, 0}, exchange_kind::loopback, 1, 7168, 8, dtype::bf16,
-                                    dtype::fp8_e4m3, scale_type::ue8m0)),
+    EXPECT_EQ(describe(scatter_spec({80, 0}, exchange_kind::loopback, 1, 7168, 8, dtype::bf16, dtype::fp8_e4m3,
+                                    scale_type::ue8m0)),
               "permute sm_80 H=7168 R=1 K=8 type=bf16->fp8 scales=ue8m0 threads=224 stages=0");
 }
 
@@ -101,8 +99,7 @@ TEST(key, follows_every_byte_of_every_template_the_program_includes) {
     std::set<digest> keys{variant_key(spec, before)};
     for (const auto& [name, text] : before.closure(template_root(spec.kind))) {
         folder.write(name, std::string(text) + " ");
-        EXPECT_TRUE(keys.insert(variant_key(spec, template_set::from_directory(folder.path()))).second)
-            << name;
+        EXPECT_TRUE(keys.insert(variant_key(spec, template_set::from_directory(folder.path()))).second) << name;
         folder.write(name, text);
     }
     EXPECT_EQ(variant_key(spec, before), variant_key(spec, template_set::from_directory(folder.path())));
@@ -140,16 +137,16 @@ TEST(key, does_not_follow_environment_folder_locale_or_install_place) {
 }
 
 TEST(program, is_made_of_enumerators_and_numbers_only) {
-    const program p = make_program(scatter_spec(hopper, exchange_kind::loopback, 8, 7168, 8, dtype::bf16,
-                                                dtype::fp8_e4m3, scale_type::f32));
+    const program p = make_program(
+        scatter_spec(hopper, exchange_kind::loopback, 8, 7168, 8, dtype::bf16, dtype::fp8_e4m3, scale_type::f32));
     EXPECT_EQ(p.source,
               "#include \"rows/scatter.cuh\"\n\nnamespace epjit::templates {\ninline constexpr "
               "scatter_config config{\n"
               "    .hidden = 7168,\n    .num_ranks = 8,\n    .topk = 8,\n    .input = element::bf16,\n"
               "    .output = element::fp8_e4m3,\n    .scales = group_scale::f32,\n    .threads = 224,\n"
               "    .stages = 0,\n};\n}  // namespace epjit::templates\n");
-    EXPECT_THAT(p.options, testing::ElementsAre("--gpu-architecture=sm_90a", "-std=c++20", "--fmad=false",
-                                                "--ptxas-options=-v"));
+    EXPECT_THAT(p.options,
+                testing::ElementsAre("--gpu-architecture=sm_90a", "-std=c++20", "--fmad=false", "--ptxas-options=-v"));
     ASSERT_EQ(p.kernels.size(), 1u);
     EXPECT_EQ(p.kernels[0].name, "scatter_kernel");
     // The bulk-copy form exists only where rows can travel unconverted.
