@@ -65,6 +65,63 @@ TEST(models, are_found_by_hyphen_underscore_and_case_alike) {
     EXPECT_THROW(find_model(std::string(1 << 20, 'x')), config_error);
 }
 
+/// Every run that a model's set promises to serve is in it: no miss after `warm`.
+void expect_runs_listed(const model_shape& m, variant_set set, std::int32_t ranks, std::span<const dtype> types) {
+    const target_arch arch{90, 'a'};
+    const auto list = list_variants({m, {ranks}, {arch}, set});
+    const std::set<variant_spec> listed(list.begin(), list.end());
+    const bool all = set == variant_set::all;
+    run_request run;
+    run.hidden = m.hidden;
+    run.num_experts = m.num_experts;
+    run.num_slots = m.num_experts;
+    run.topk = m.topk;
+    run.num_ranks = ranks;
+    run.arch = arch;
+    std::size_t runs = 0;
+    const auto expect_run = [&] {
+        ++runs;
+        for (const variant_spec& spec : run_variants(run)) {
+            EXPECT_TRUE(listed.contains(spec)) << m.name << ": " << describe(spec);
+        }
+    };
+    for (const routing_form routing : {routing_form::dense, routing_form::slots, routing_form::sparse}) {
+        if (routing == routing_form::sparse && !all) {
+            continue;
+        }
+        run.routing = routing;
+        for (const dtype type : types) {
+            run.combine = type;
+            run.input = type;
+            run.wire = type;
+            run.scales = scale_type::none;
+            expect_run();
+            for (const scale_type scales : {scale_type::f32, scale_type::ue8m0}) {
+                if (!all && (!m.fp8_dispatch || scales != m.fp8_scales)) {
+                    continue;
+                }
+                run.wire = dtype::fp8_e4m3;
+                run.scales = scales;
+                expect_run();  // the fused quantiser
+                run.input = dtype::fp8_e4m3;
+                expect_run();  // rows that the caller has quantised
+                run.input = type;
+            }
+        }
+    }
+    EXPECT_GE(runs, all ? 45u : 2u);
+}
+
+TEST(models, every_run_finds_its_variants_in_the_warmed_set) {
+    constexpr dtype every[] = {dtype::bf16, dtype::fp16, dtype::f32};
+    for (const model_shape& m : builtin_models()) {
+        for (const std::int32_t ranks : {1, 2, 8, 64}) {
+            expect_runs_listed(m, variant_set::base, ranks, std::span(&m.token_type, 1));
+            expect_runs_listed(m, variant_set::all, ranks, every);
+        }
+    }
+}
+
 struct good_config {
     const char* file;
     int hidden, num_experts, topk;
