@@ -139,7 +139,7 @@ class summary(unittest.TestCase):
     def test_says_what_was_done(self):
         result = self.summarise(self.WARM, self.RUN)
         self.assertEqual(result.returncode, 0)
-        self.assertIn("5 compiled, 1 were in the cache, 0.42 s", result.stdout)
+        self.assertIn("5 compiled, 1 from the cache, 0.42 s", result.stdout)
         self.assertIn("exchange host: 4096 rows checked", result.stdout)
 
     def test_an_error_shows_its_remedy_and_a_missing_result_does_not_pass(self):

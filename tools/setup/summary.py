@@ -22,7 +22,7 @@ def failure(result):
 def describe_warm(result):
     if "error" in result:
         return failure(result)
-    text = f"{result['compiled']} compiled, {result['hits']} were in the cache, {result['wall_ms'] / 1000:.2f} s"
+    text = f"{result['compiled']} compiled, {result['hits']} from the cache, {result['wall_ms'] / 1000:.2f} s"
     if result["failed"]:
         text += f"; {result['failed']} FAILED"
     if result["not_stored"]:
