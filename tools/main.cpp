@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstdio>
+#include "tools/command/context.hpp"
 
-int main() {
-    std::puts("epjit");
+int main(int argc, char** argv) {
+    return epjit::tools::main_command(argc, argv);
 }

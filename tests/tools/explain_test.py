@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""epjit explain, and that warm's set covers what a run loads."""
+
+import unittest
+
+from command import CommandTest
+
+GPU = ["--ranks", "4", "--arch", "sm_90a", "--exchange", "loopback"]
+
+
+class Explain(CommandTest):
+    def test_choice_and_reasons(self):
+        result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
+        self.assertEqual(sorted(result), ["exchange", "keys", "why_not"])
+        self.assertEqual(result["exchange"], "loopback")
+        self.assertEqual({w["exchange"] for w in result["why_not"]}, {"host", "lsa", "sendrecv", "dense", "hybrid"})
+        for w in result["why_not"]:
+            self.assertTrue(w["reason"])
+        self.assertEqual(result["keys"], [])
+
+    def test_this_machine_without_a_gpu_is_host(self):
+        result = self.epjit("explain", "--json", EPJIT_CUDA_LIBRARY="/nowhere/libcuda.so.1").json
+        self.assertEqual(result["exchange"], "host")
+        (why,) = [w["reason"] for w in result["why_not"] if w["exchange"] == "loopback"]
+        self.assertIn("GPU", why)
+
+    def test_what_warm_compiles_covers_every_run_of_its_set(self):
+        """The offline promise: after warm, no option of its set misses."""
+        for model in ("qwen3-30b-a3b", "deepseek-v3"):
+            self.assertEqual(self.warm("--model", model).status, 0)
+            stored = self.keys_in_cache()
+            fp8 = next(m["fp8_dispatch"] for m in self.epjit("models", "--json").json["models"] if m["name"] == model)
+            for options in [[], ["--mode", "static"], ["--layout", "flat"], ["--layout", "masked"], ["--reduction", "per_row"],
+                            ["--tokens", "1"], ["--tokens", "4096"], ["--dtype", "bf16"], ["--graph"], ["--routing", "zipf"],
+                            ["--seed", "7"]] + ([["--dtype", "fp8"]] if fp8 else []):
+                with self.subTest(model=model, options=options):
+                    result = self.epjit("explain", "--keys", "--json", "--model", model, *GPU, *options)
+                    self.assertEqual(result.status, 0, result.err)
+                    keys = result.json["keys"]
+                    self.assertEqual(len(keys), 3)
+                    self.assertLessEqual(set(keys), stored)
+            offline = self.warm("--model", model, EPJIT_OFFLINE="1")
+            self.assertEqual((offline.status, offline.json["failed"]), (0, 0), offline.err)
+
+    def test_the_larger_set_covers_every_dtype(self):
+        self.assertEqual(self.warm("--set", "all").status, 0)
+        stored = self.keys_in_cache()
+        for dtype in ("bf16", "fp16", "f32", "fp8"):
+            keys = self.epjit("explain", "--keys", "--json", *GPU, "--dtype", dtype).json["keys"]
+            self.assertLessEqual(set(keys), stored, dtype)
+
+    def test_batch_sizes_layouts_and_modes_share_keys(self):
+        def keys(*options):
+            return self.epjit("explain", "--keys", "--json", *GPU, *options).json["keys"]
+
+        base = keys()
+        self.assertEqual(keys("--tokens", "9999", "--layout", "masked", "--mode", "static", "--reduction", "per_row"), base)
+        self.assertNotEqual(keys("--model", "deepseek-v3"), base)
+
+
+class Run(CommandTest):
+    def test_the_host_exchange_is_checked_against_the_reference(self):
+        result = self.epjit("run", "--json", "--exchange", "host", "--ranks", "4", "--tokens", "9", "--check", "--model",
+                            "mixtral-8x7b")
+        self.assertEqual(result.status, 0, result.err)
+        value = result.json
+        self.assertEqual(list(value), ["ok", "exchange", "checked_rows", "mismatched_rows", "max_error", "dispatch_us",
+                                       "combine_us", "launches", "allocations", "host_waits"])
+        self.assertEqual((value["ok"], value["exchange"], value["mismatched_rows"]), (True, "host", 0))
+        self.assertGreaterEqual(value["checked_rows"], 4 * 9)
+
+    def test_without_a_gpu_auto_is_host_with_a_line_on_stderr(self):
+        result = self.epjit("run", "--json", "--ranks", "2", "--tokens", "3", "--model", "mixtral-8x7b",
+                            EPJIT_CUDA_LIBRARY="/nowhere/libcuda.so.1")
+        self.assertEqual((result.status, result.json["exchange"]), (0, "host"), result.err)
+        self.assertEqual(len(result.err.splitlines()), 1)
+        self.assertIn("host", result.err)
+
+    def test_loopback_without_a_gpu_is_status_3(self):
+        result = self.epjit("run", "--json", "--exchange", "loopback", EPJIT_CUDA_LIBRARY="/nowhere/libcuda.so.1")
+        self.assertEqual(result.status, 3, result.err)
+        self.assertTrue(result.json["error"]["remedy"])
+
+    def test_a_process_of_a_launcher_is_refused_by_name(self):
+        self.assert_error(self.epjit("run", "--json", RANK="0", WORLD_SIZE="2"), 3, "unsupported", "WORLD_SIZE=2")
+
+
+if __name__ == "__main__":
+    unittest.main()

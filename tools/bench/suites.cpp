@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/bench/suite.hpp"
+
+namespace epjit::tools {
+
+std::span<const bench_suite> bench_suites() noexcept {
+    static constexpr bench_suite all[] = {
+        {"jit", jit_suite},
+        {"route", route_suite},
+        {"exchange", nullptr},
+        {"decode", nullptr},
+    };
+    return all;
+}
+
+}  // namespace epjit::tools
