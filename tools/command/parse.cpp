@@ -200,7 +200,7 @@ std::vector<std::string> near_names(std::string_view text, const std::vector<std
     for (const std::string& n : names) {
         const std::size_t distance = edit_distance(text, n);
         const bool begins = text.size() >= 3 && n.starts_with(text);
-        if (begins || distance <= std::max<std::size_t>(1, text.size() / 3)) {
+        if (begins || distance <= (text.size() < 4 ? 1 : std::max<std::size_t>(2, text.size() / 3))) {
             scored.emplace_back(begins ? 0 : distance, n);
         }
     }
