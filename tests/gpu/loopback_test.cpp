@@ -65,6 +65,7 @@ TEST(loopback, static_mode_allocates_compiles_uploads_and_waits_for_nothing_once
     const std::int64_t rows = l.args.capacity;
     device_buffer input(l.context, 128 * 256 * 2), output(l.context, static_cast<std::size_t>(rows) * 256 * 2),
         result(l.context, 128 * 256 * 2);
+    host::fill_bytes(l.context, input.data(), 0x3c, 128 * 256 * 2, l.stream.get());
     dispatch_args d;
     d.input = l.view(input, 128);
     d.output = l.view(output, rows);
