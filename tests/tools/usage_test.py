@@ -74,7 +74,7 @@ class BadUsage(CommandTest):
         ]
         for arguments, *parts in cases:
             with self.subTest(arguments=arguments):
-                self.assert_error(self.epjit(*arguments, "--json") if arguments[-1:] != ["--cache-dir"]
+                self.assert_error(self.epjit(*arguments, "--json") if arguments[-1:] not in (["--cache-dir"], ["--model"])
                                   else self.epjit("--json", *arguments), 2, "config", *parts)
 
     def test_without_json_the_message_is_on_stderr_and_stdout_is_empty(self):

@@ -42,7 +42,7 @@ class Misbehaviour(CommandTest):
         self.assert_one_lost(self.warm(**self.once("fail")), "compile", "nvrtcCompileProgram")
 
     def test_an_empty_cubin_is_a_failure_and_not_stored(self):
-        self.assert_one_lost(self.warm(**self.once("empty")), "compile", "empty cubin")
+        self.assert_one_lost(self.warm(**self.once("empty")), "compile", "compiling ")
 
     def test_every_compile_crashing_is_status_1_and_stores_nothing(self):
         result = self.warm(EPJIT_FAKE_NVRTC_MODE="crash")

@@ -108,9 +108,14 @@ int prune(context& ctx) {
 
 int path(context& ctx) {
     const auto store = open_strict_store(ctx, false);
-    const std::string& written = written_or_throw(*store);
+    const auto layers = ctx.store_options(true).layers;
+    // A directory that is not there yet will be made by the first warm.
+    const std::string written =
+        !store->written_layer().empty() || layers.empty() || ::access(layers[0].c_str(), F_OK) == 0
+            ? written_or_throw(*store)
+            : layers[0];
     if (ctx.json) {
-        print_json({{"path", written}, {"layers", ctx.store_options(true).layers}});
+        print_json({{"path", written}, {"layers", layers}});
     } else {
         print(written + "\n");
     }

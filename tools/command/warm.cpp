@@ -83,7 +83,7 @@ std::vector<jit::compile_job> make_jobs(const context& ctx, const jit::variant_r
 
 std::unique_ptr<cache::store> open_store(const context& ctx) {
     auto store = open_strict_store(ctx, true);
-    if (store->written_layer().empty()) {
+    if (store->written_layer().empty() && !ctx.env.offline) {  // offline nothing is compiled: a miss says more
         throw command_error(exit_missing, error_kind::cache, "there is no place to store what would be compiled",
                             "set HOME, XDG_CACHE_HOME or EPJIT_CACHE_PATH to a directory you own, or give --cache-dir");
     }
