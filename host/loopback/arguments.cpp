@@ -128,6 +128,8 @@ void fill_scatter_args(scatter_kernel_args& args, const resolved_config& config,
     args.slot_offsets = memory.slot_offsets;
     args.rank_rows = memory.rank_rows;
     args.num_slots = config.placement.num_slots;
+    args.num_ranks = config.num_ranks;
+    args.reserved = 0;
     args.weight_columns = weight_columns(config.config);
     args.layout = static_cast<templates::row_layout>(plan.options.layout);
     args.weigh_input = options.weigh_input ? 1 : 0;

@@ -3,6 +3,7 @@
 
 #include "epjit/error.hpp"
 #include "templates/base/types.cuh"
+#include "templates/rows/rows_layout.cuh"
 
 #include <fmt/format.h>
 
@@ -27,20 +28,16 @@ void check_rows(std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk) 
     check("TOPK", topk, 1, templates::max_topk);
 }
 
-/// dispatch and combine of one rank are permute and unpermute, whatever the exchange.
-exchange_kind exchange_of(exchange_kind exchange, std::int32_t num_ranks) {
-    if (num_ranks == 1) {
-        return exchange_kind::automatic;
+/// Rows move the same way within one GPU on every exchange that can; the others have no kernels in this version.
+void check_exchange(exchange_kind exchange, std::int32_t num_ranks) {
+    if (num_ranks == 1 || exchange == exchange_kind::loopback) {
+        return;
     }
     if (exchange == exchange_kind::automatic || exchange == exchange_kind::host) {
         throw config_error(fmt::format("exchange {} has no kernels for {} ranks", name(exchange), num_ranks),
                            "choose loopback");
     }
-    if (exchange != exchange_kind::loopback) {
-        throw unsupported_error(fmt::format("exchange {} is not in this version", name(exchange)),
-                                "use host or loopback");
-    }
-    return exchange;
+    throw unsupported_error(fmt::format("exchange {} is not in this version", name(exchange)), "use host or loopback");
 }
 
 /// Threads of a block that walks rows of `row_bytes` in 16-byte steps: the multiple of 32 up to `most` that leaves the
@@ -84,7 +81,7 @@ struct row_types {
     scale_type scales;
 };
 
-/// What dispatch and permute may be asked for. Base: the model's own rows; with an fp8 model also rows that
+/// What permute and dispatch may be asked for. Base: the model's own rows; with an fp8 model also rows that
 /// the caller has quantised and rows that the fused quantiser makes.
 std::vector<row_types> scatter_types(const model_shape& model, variant_set set) {
     const dtype own = model.token_type;
@@ -159,6 +156,7 @@ variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t 
 variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
                           std::int32_t topk, dtype input, dtype output, scale_type scales) {
     check_rows(num_ranks, hidden, topk);
+    check_exchange(exchange, num_ranks);
     if (input != output && output != dtype::fp8_e4m3) {
         throw config_error(fmt::format("rows of {} cannot be dispatched as {}", name(input), name(output)),
                            "dispatch as the input's type, or as fp8");
@@ -169,14 +167,13 @@ variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t
     }
     const std::int64_t row_bytes = hidden * size_of(input);
     variant_spec s;
-    s.kind = num_ranks == 1 ? kernel_kind::permute : kernel_kind::dispatch;
-    s.exchange = exchange_of(exchange, num_ranks);
+    s.kind = kernel_kind::permute_dispatch;
     s.arch = arch;
     s.input = input;
     s.output = output;
     s.scales = scales;
     s.hidden = hidden;
-    s.num_ranks = num_ranks;
+    s.num_ranks = templates::arguments_for_ranks(num_ranks);
     s.topk = topk;
     s.threads = row_threads(row_bytes, 256);
     s.stages = bulk_stages(arch, row_bytes, input != output);
@@ -197,7 +194,7 @@ variant_spec row_sum_spec(target_arch arch, std::int32_t num_ranks, std::int32_t
     s.input = type;
     s.output = type;
     s.hidden = hidden;
-    s.num_ranks = num_ranks;
+    s.num_ranks = templates::arguments_for_ranks(num_ranks);
     s.topk = topk;
     s.threads = row_threads(hidden * size_of(type), 128);
     return s;
@@ -208,8 +205,8 @@ variant_spec row_sum_spec(target_arch arch, std::int32_t num_ranks, std::int32_t
 variant_spec gather_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
                          std::int32_t topk, dtype type) {
     variant_spec s = row_sum_spec(arch, num_ranks, hidden, topk, type);
-    s.kind = num_ranks == 1 ? kernel_kind::unpermute : kernel_kind::combine;
-    s.exchange = exchange_of(exchange, num_ranks);
+    s.kind = kernel_kind::unpermute_combine;
+    check_exchange(exchange, num_ranks);
     return s;
 }
 
@@ -223,7 +220,6 @@ variant_spec weight_gradient_spec(target_arch arch, std::int32_t num_ranks, std:
 std::vector<variant_spec> list_variants(const variant_request& request) {
     std::vector<variant_spec> list;
     for (const target_arch arch : request.archs) {
-        list_ranks(request, arch, 1, list);
         for (const std::int32_t num_ranks : request.ranks) {
             list_ranks(request, arch, num_ranks, list);
         }

@@ -43,16 +43,14 @@ std::string config_text(const variant_spec& s) {
                 "plan_config config{{\n    .num_experts = {},\n    .num_slots = {},\n    .num_ranks = {},\n"
                 "    .topk = {},\n    .sparse = {},\n    .threads = {},\n}};\n",
                 s.num_experts, s.num_slots, s.num_ranks, s.topk, s.sparse, s.threads);
-        case kernel_kind::permute:
-        case kernel_kind::dispatch:
+        case kernel_kind::permute_dispatch:
             return fmt::format(
                 "scatter_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
                 "    .input = {},\n    .output = {},\n    .scales = {},\n    .threads = {},\n    .stages = "
                 "{},\n}};\n",
                 s.hidden, s.num_ranks, s.topk, element_text(s.input), element_text(s.output), scale_text(s.scales),
                 s.threads, s.stages);
-        case kernel_kind::unpermute:
-        case kernel_kind::combine:
+        case kernel_kind::unpermute_combine:
         case kernel_kind::weight_gradient:
             return fmt::format(
                 "gather_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
@@ -65,11 +63,9 @@ std::string config_text(const variant_spec& s) {
 std::vector<program_kernel> kernels_of(const variant_spec& s) {
     switch (s.kind) {
         case kernel_kind::plan: return {plan_kernel};
-        case kernel_kind::permute:
-        case kernel_kind::dispatch:
+        case kernel_kind::permute_dispatch:
             return s.stages > 0 ? std::vector{scatter_kernel, scatter_bulk_kernel} : std::vector{scatter_kernel};
-        case kernel_kind::unpermute:
-        case kernel_kind::combine: return {gather_kernel};
+        case kernel_kind::unpermute_combine: return {gather_kernel};
         case kernel_kind::weight_gradient: return {weight_gradient_kernel};
     }
     return {};
@@ -84,10 +80,8 @@ std::span<const std::string_view> template_roots() noexcept {
 std::string_view template_root(kernel_kind kind) noexcept {
     switch (kind) {
         case kernel_kind::plan: return roots[0];
-        case kernel_kind::permute:
-        case kernel_kind::dispatch: return roots[1];
-        case kernel_kind::unpermute:
-        case kernel_kind::combine: return roots[2];
+        case kernel_kind::permute_dispatch: return roots[1];
+        case kernel_kind::unpermute_combine: return roots[2];
         case kernel_kind::weight_gradient: return roots[3];
     }
     return roots[0];

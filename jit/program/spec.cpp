@@ -13,10 +13,8 @@ namespace epjit::jit {
 std::string_view name(kernel_kind kind) noexcept {
     switch (kind) {
         case kernel_kind::plan: return "plan";
-        case kernel_kind::permute: return "permute";
-        case kernel_kind::unpermute: return "unpermute";
-        case kernel_kind::dispatch: return "dispatch";
-        case kernel_kind::combine: return "combine";
+        case kernel_kind::permute_dispatch: return "permute+dispatch";
+        case kernel_kind::unpermute_combine: return "unpermute+combine";
         case kernel_kind::weight_gradient: return "weight_gradient";
     }
     return "?";
@@ -60,7 +58,7 @@ std::string describe(const variant_spec& s) {
     } else {
         add("H", s.hidden);
     }
-    add("R", s.num_ranks);
+    add(s.kind == kernel_kind::plan ? "R" : "R<", s.num_ranks);
     add("K", s.topk);
     if (s.kind == kernel_kind::plan) {
         text.append(s.sparse ? " sparse" : " dense");
@@ -73,7 +71,7 @@ std::string describe(const variant_spec& s) {
         add("scales", name(s.scales));
     }
     add("threads", s.threads);
-    if (s.kind == kernel_kind::permute || s.kind == kernel_kind::dispatch) {
+    if (s.kind == kernel_kind::permute_dispatch) {
         add("stages", s.stages);
     }
     return text;

@@ -7,10 +7,17 @@
 
 namespace epjit::templates {
 
+/// Rows move the same way for one rank (permute, unpermute) and for R (dispatch, combine); only the table in the
+/// arguments grows. Three lengths of it serve every R, so that one program serves many; 64 ranks take more than the 4
+/// KiB of arguments that drivers before CUDA 12.1 allow.
+EPJIT_SHARED constexpr i32 arguments_for_ranks(i32 num_ranks) {
+    return num_ranks <= 8 ? 8 : num_ranks <= 32 ? 32 : max_driven_ranks;
+}
+
 /// Compile-time shape of a row-scattering kernel (permute, dispatch).
 struct scatter_config {
     i32 hidden;          ///< H, elements of a row
-    i32 num_ranks;       ///< R; 1 for permute
+    i32 num_ranks;       ///< ranks that the arguments hold: R or more (arguments_for_ranks)
     i32 topk;            ///< K
     element input;       ///< element type of the caller's rows
     element output;      ///< equal to input, or fp8_e4m3 for the fused quantiser
@@ -38,7 +45,7 @@ EPJIT_SHARED constexpr i32 scatter_bulk_shared_bytes(const scatter_config& c) {
 /// Compile-time shape of a row-gathering kernel (unpermute, combine, weight gradients).
 struct gather_config {
     i32 hidden;
-    i32 num_ranks;
+    i32 num_ranks;  ///< as in scatter_config
     i32 topk;
     element type;  ///< of rows, wire and output: bf16, fp16 or f32
     i32 threads;
@@ -81,8 +88,10 @@ struct scatter_head {
     i32 zero_padding;  ///< clear rows between a segment's count and its aligned end
     i32 zero_tail;     ///< clear everything beyond the data up to the capacity
     i32 vector_bytes;  ///< widest access that every pointer and stride allows: 16, 8, 4, 2 or 1
+    i32 num_ranks;     ///< R, at most what the arguments hold
+    i32 reserved;
 };
-static_assert(sizeof(scatter_head) == 80);
+static_assert(sizeof(scatter_head) == 88);
 
 template <i32 NumRanks>
 struct scatter_args : scatter_head {

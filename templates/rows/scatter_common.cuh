@@ -179,7 +179,7 @@ __device__ __forceinline__ void fill_row(const Args& args, const scatter_rank& t
 template <scatter_config Config, class Args>
 __device__ __forceinline__ void fill_unused_rows_inline(const Args& args, i32 warp, i32 num_warps) {
     const i32 slots = args.layout == row_layout::flat ? 0 : args.num_slots;
-    const i32 tails = args.layout == row_layout::masked ? 0 : Config.num_ranks;
+    const i32 tails = args.layout == row_layout::masked ? 0 : args.num_ranks;
     i32 slot = warp;
     i32 rank = 0;
     i32 tail = 0;

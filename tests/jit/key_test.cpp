@@ -42,20 +42,19 @@ TEST(spec, describes_itself_in_one_line) {
     variant_spec dispatch = dispatch_variant();
     dispatch.stages = 14;  // whatever the knobs of the day are
     dispatch.threads = 256;
-    EXPECT_EQ(describe(dispatch), "dispatch sm_90a exchange=loopback H=2048 R=8 K=8 type=bf16 threads=256 stages=14");
+    EXPECT_EQ(describe(dispatch), "permute+dispatch sm_90a H=2048 R<=8 K=8 type=bf16 threads=256 stages=14");
     EXPECT_EQ(describe(scatter_spec({80, 0}, exchange_kind::loopback, 1, 7168, 8, dtype::bf16, dtype::fp8_e4m3,
                                     scale_type::ue8m0)),
-              "permute sm_80 H=7168 R=1 K=8 type=bf16->fp8 scales=ue8m0 threads=224 stages=0");
+              "permute+dispatch sm_80 H=7168 R<=8 K=8 type=bf16->fp8 scales=ue8m0 threads=224 stages=0");
 }
 
 TEST(key, every_field_of_a_spec_changes_it) {
     const auto set = tests::tiny_templates();
     const variant_spec base = dispatch_variant();
     const std::vector<std::function<void(variant_spec&)>> edits = {
-        [](variant_spec& s) { s.kind = kernel_kind::permute; },
         [](variant_spec& s) { s.kind = kernel_kind::plan; },
-        [](variant_spec& s) { s.kind = kernel_kind::combine; },
-        [](variant_spec& s) { s.kind = kernel_kind::unpermute; },
+        [](variant_spec& s) { s.kind = kernel_kind::unpermute_combine; },
+        [](variant_spec& s) { s.kind = kernel_kind::weight_gradient; },
         [](variant_spec& s) { s.exchange = exchange_kind::lsa; },
         [](variant_spec& s) { s.arch.number = 100; },
         [](variant_spec& s) { s.arch.suffix = 0; },

@@ -28,19 +28,30 @@ TEST(specs, zero_what_does_not_matter_to_the_kind) {
     EXPECT_EQ(plan.hidden, 0);
     EXPECT_EQ(plan.stages, 0);
     EXPECT_EQ(plan.exchange, exchange_kind::automatic);
-    const auto permute = bf16_rows(hopper, 7168);
-    EXPECT_EQ(permute.kind, kernel_kind::permute);
-    EXPECT_EQ(permute.exchange, exchange_kind::automatic);
-    EXPECT_EQ(permute.num_experts, 0);
-    EXPECT_EQ(permute.num_slots, 0);
+    const auto rows = bf16_rows(hopper, 7168);
+    EXPECT_EQ(rows.kind, kernel_kind::permute_dispatch);
+    EXPECT_EQ(rows.exchange, exchange_kind::automatic);
+    EXPECT_EQ(rows.num_experts, 0);
+    EXPECT_EQ(rows.num_slots, 0);
     const auto combine = gather_spec(hopper, exchange_kind::loopback, 4, 7168, 8, dtype::f32);
-    EXPECT_EQ(combine.kind, kernel_kind::combine);
-    EXPECT_EQ(combine.exchange, exchange_kind::loopback);
+    EXPECT_EQ(combine.kind, kernel_kind::unpermute_combine);
     EXPECT_EQ(combine.num_experts, 0);
-    EXPECT_EQ(gather_spec(hopper, exchange_kind::loopback, 1, 7168, 8, dtype::f32).kind, kernel_kind::unpermute);
     const auto gradient = weight_gradient_spec(hopper, 4, 7168, 8, dtype::f32);
     EXPECT_EQ(gradient.kind, kernel_kind::weight_gradient);
     EXPECT_EQ(gradient.exchange, exchange_kind::automatic) << "one program for every exchange";
+}
+
+TEST(specs, of_rows_are_shared_by_runs_of_up_to_8_32_and_64_ranks) {
+    const auto combine = [](int ranks) {
+        return gather_spec(hopper, exchange_kind::loopback, ranks, 7168, 8, dtype::bf16);
+    };
+    EXPECT_EQ(combine(1), combine(8)) << "unpermute is combine of one rank";
+    EXPECT_EQ(bf16_rows(hopper, 7168, 1), bf16_rows(hopper, 7168, 8));
+    EXPECT_NE(combine(8), combine(9));
+    EXPECT_EQ(combine(9), combine(32));
+    EXPECT_NE(combine(32), combine(33));
+    EXPECT_EQ(combine(33), combine(64));
+    EXPECT_NE(plan_spec(hopper, 64, 64, 1, 8, false), plan_spec(hopper, 64, 64, 8, 8, false));
 }
 
 TEST(specs, refuse_what_is_out_of_bounds_with_the_value_and_the_bounds) {
@@ -144,12 +155,12 @@ std::vector<kernel_kind> kinds(const std::vector<variant_spec>& list) {
 TEST(variants, the_base_set_of_a_model_is_small_and_complete) {
     using enum kernel_kind;
     const auto list = list_variants({test_model(false), {8}, {hopper}, variant_set::base});
-    EXPECT_THAT(kinds(list), testing::ElementsAre(plan, permute, unpermute, plan, dispatch, combine));
-    const auto one = list_variants({test_model(false), {1}, {hopper}, variant_set::base});
-    EXPECT_THAT(kinds(one), testing::ElementsAre(plan, permute, unpermute));
+    EXPECT_THAT(kinds(list), testing::ElementsAre(plan, permute_dispatch, unpermute_combine));
+    const auto two = list_variants({test_model(false), {1, 8}, {hopper}, variant_set::base});
+    EXPECT_THAT(kinds(two), testing::ElementsAre(plan, permute_dispatch, unpermute_combine, plan));
     const auto fp8 = list_variants({test_model(true), {8}, {hopper}, variant_set::base});
-    EXPECT_THAT(kinds(fp8), testing::ElementsAre(plan, permute, permute, permute, unpermute, plan, dispatch, dispatch,
-                                                 dispatch, combine));
+    EXPECT_THAT(kinds(fp8),
+                testing::ElementsAre(plan, permute_dispatch, permute_dispatch, permute_dispatch, unpermute_combine));
 }
 
 TEST(variants, are_listed_once_each_in_a_stable_order) {

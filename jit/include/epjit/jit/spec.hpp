@@ -16,13 +16,12 @@ class template_set;
 
 /// What a program does; each may hold several kernels.
 enum class kernel_kind : std::uint8_t {
-    plan,             ///< routing -> plan (preprocessing and scan)
-    permute,          ///< token rows -> expert rows of one rank (R = 1)
-    unpermute,        ///< expert rows -> token rows of one rank
-    dispatch,         ///< token rows -> expert rows of all ranks of the exchange
-    combine,          ///< expert rows of all ranks -> token rows
-    weight_gradient,  ///< backward: gradients of the routing weights, any number of ranks
+    plan,               ///< routing -> plan (preprocessing and scan)
+    permute_dispatch,   ///< token rows -> expert rows: permute on one rank, dispatch on the ranks one GPU drives
+    unpermute_combine,  ///< expert rows -> token rows: unpermute on one rank, combine on the ranks one GPU drives
+    weight_gradient,    ///< backward: gradients of the routing weights
 };
+/// "plan", "permute+dispatch", "unpermute+combine", "weight_gradient".
 std::string_view name(kernel_kind) noexcept;
 
 /// A real GPU target such as sm_90a; suffix is 'a', 'f' or 0.
@@ -40,7 +39,7 @@ struct target_arch {
 /// time limits are run-time arguments and not here.
 struct variant_spec {
     kernel_kind kind = kernel_kind::plan;
-    exchange_kind exchange = exchange_kind::automatic;  ///< dispatch and combine only
+    exchange_kind exchange = exchange_kind::automatic;  ///< where a kind differs between exchanges
     target_arch arch;
     dtype input = dtype::bf16;
     dtype output = dtype::bf16;
@@ -49,7 +48,7 @@ struct variant_spec {
     std::int32_t hidden = 0;
     std::int32_t num_experts = 0;
     std::int32_t num_slots = 0;
-    std::int32_t num_ranks = 0;
+    std::int32_t num_ranks = 0;  ///< plan: R; others: ranks that the arguments hold, 8, 32 or 64
     std::int32_t topk = 0;
     // Tuning knobs.
     std::int32_t threads = 0;

@@ -15,11 +15,12 @@ namespace epjit::jit {
 /// @throws config_error when a value is out of the library's bounds.
 variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots, std::int32_t num_ranks,
                        std::int32_t topk, bool sparse);
-/// permute when num_ranks is 1, else dispatch of `exchange`. `output` differs from `input` only for the fused
-/// quantiser (fp8_e4m3 with `scales`); an fp8 input passes through with `scales`.
+/// permute and dispatch on the ranks one GPU drives. `output` differs from `input` only for the fused quantiser
+/// (fp8_e4m3 with `scales`); an fp8 input passes through with `scales`. Runs of up to 8, 32 and 64 ranks share a
+/// program.
 variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
                           std::int32_t topk, dtype input, dtype output, scale_type scales);
-/// unpermute when num_ranks is 1, else combine of `exchange`. `type` is bf16, fp16 or f32.
+/// unpermute and combine, likewise. `type` is bf16, fp16 or f32.
 variant_spec gather_spec(target_arch arch, exchange_kind exchange, std::int32_t num_ranks, std::int32_t hidden,
                          std::int32_t topk, dtype type);
 /// Weight gradients of `type` rows; one program for every exchange.
