@@ -66,7 +66,8 @@ TEST(loopback, static_mode_allocates_compiles_uploads_and_waits_for_nothing_once
     device_buffer input(l.context, 128 * 256 * 2), output(l.context, static_cast<std::size_t>(rows) * 256 * 2),
         result(l.context, 128 * 256 * 2);
     host::fill_bytes(l.context, input.data(), 0x3c, 128 * 256 * 2, l.stream.get());
-    // compute-sanitizer's initcheck does not see what bulk copies write: without this it takes combine's reads for wild.
+    // compute-sanitizer's initcheck does not see what bulk copies write: without this it takes combine's reads for
+    // wild.
     host::fill_bytes(l.context, output.data(), 0xff, static_cast<std::size_t>(rows) * 256 * 2, l.stream.get());
     dispatch_args d;
     d.input = l.view(input, 128);
@@ -122,6 +123,7 @@ TEST(loopback, rows_over_capacity_fail_the_next_host_call_where_asked) {
     options.mode = mode::fixed;
     l.args.capacity = 100;  // of 128 rows
     device_buffer input(l.context, 64 * 64 * 2), output(l.context, 100 * 64 * 2);
+    host::fill_bytes(l.context, input.data(), 0x3c, 64 * 64 * 2, l.stream.get());
     dispatch_args d;
     d.input = l.view(input, 64);
     d.output = l.view(output, 100);
