@@ -132,9 +132,11 @@ class Streams(CommandTest):
         self.assertIn("No space left", done.stderr)
 
     def test_a_reader_that_leaves_is_no_crash(self):
-        with subprocess.Popen([COMMAND, "completion", "fish"], env=self.environment, stdout=subprocess.PIPE,
+        read_end, write_end = os.pipe()
+        os.close(read_end)  # before the command starts, or it might write all it has first
+        with subprocess.Popen([COMMAND, "completion", "fish"], env=self.environment, stdout=write_end,
                               stderr=subprocess.PIPE) as process:
-            process.stdout.close()
+            os.close(write_end)
             self.assertEqual(process.stderr.read(), b"")
             self.assertEqual(process.wait(60), 1)
 
