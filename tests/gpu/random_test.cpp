@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Loopback against the reference, bit for bit, over random cases. EPJIT_GPU_CASES (default 500), EPJIT_GPU_SEED,
-// EPJIT_GPU_THREADS and EPJIT_GPU_ONLY=N (that case alone, with more said) steer it.
+// EPJIT_GPU_THREADS and EPJIT_GPU_ONLY=N (that case alone, with more said) steer it. The seed is fresh in each run.
 #include "epjit/epjit.hpp"
 #include "host/exchange/layouts.hpp"
 #include "host/loopback/kernels.hpp"
@@ -19,6 +19,7 @@
 #include <atomic>
 #include <iostream>
 #include <mutex>
+#include <random>
 #include <thread>
 #include <vector>
 
@@ -80,7 +81,8 @@ TEST(loopback_random, equals_the_reference_bit_for_bit) {
     runtime& rt = gpu_runtime();
     const std::int64_t cases = number_from("EPJIT_GPU_CASES", 500);
     const std::int64_t only = number_from("EPJIT_GPU_ONLY", -1);
-    const auto seed = static_cast<std::uint64_t>(number_from("EPJIT_GPU_SEED", 20'25'11));
+    const auto seed = static_cast<std::uint64_t>(number_from("EPJIT_GPU_SEED", std::random_device{}()));
+    RecordProperty("seed", fmt::format("{}", seed));
     const std::int64_t hardware = std::max(1U, std::thread::hardware_concurrency());
     const std::int64_t workers = only >= 0 ? 1 : number_from("EPJIT_GPU_THREADS", std::min<std::int64_t>(8, hardware));
     std::mt19937_64 pool_random(seed);
