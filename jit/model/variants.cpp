@@ -161,9 +161,11 @@ variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t
         throw config_error(fmt::format("rows of {} cannot be dispatched as {}", name(input), name(output)),
                            "dispatch as the input's type, or as fp8");
     }
-    if ((output == dtype::fp8_e4m3) != (scales != scale_type::none)) {
-        throw config_error(fmt::format("rows dispatched as {} with scales {}", name(output), name(scales)),
-                           "fp8 rows have f32 or ue8m0 scales, other rows none");
+    const bool needs_scales = output == dtype::fp8_e4m3 && input != output;
+    if (output != dtype::fp8_e4m3 ? scales != scale_type::none : needs_scales && scales == scale_type::none) {
+        throw config_error(
+            fmt::format("{} rows dispatched as {} with scales {}", name(input), name(output), name(scales)),
+            "quantising to fp8 needs f32 or ue8m0 scales, rows that are not fp8 have none");
     }
     const std::int64_t row_bytes = hidden * size_of(input);
     variant_spec s;

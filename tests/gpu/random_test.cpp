@@ -138,7 +138,7 @@ TEST(loopback_random, equals_the_reference_bit_for_bit) {
     }
 }
 
-TEST(loopback_random, mutated_expert_rows_fail_the_check) {
+TEST(loopback_random, a_spoiled_count_fails_the_check) {
     EPJIT_NEEDS_GPU();
     runtime& rt = gpu_runtime();
     shape s;

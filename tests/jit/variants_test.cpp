@@ -81,6 +81,7 @@ TEST(specs, refuse_types_that_do_not_go_together) {
     EXPECT_THROW(rows(dtype::fp8_e4m3, dtype::bf16, scale_type::f32), config_error);
     EXPECT_THROW(rows(dtype::bf16, dtype::bf16, scale_type::f32), config_error);
     EXPECT_THROW(rows(dtype::bf16, dtype::fp8_e4m3, scale_type::none), config_error);
+    EXPECT_NO_THROW(rows(dtype::fp8_e4m3, dtype::fp8_e4m3, scale_type::none)) << "opaque rows pass through";
     EXPECT_NO_THROW(rows(dtype::fp8_e4m3, dtype::fp8_e4m3, scale_type::ue8m0));
     EXPECT_NO_THROW(rows(dtype::f32, dtype::fp8_e4m3, scale_type::f32));
     EXPECT_THROW(gather_spec(hopper, exchange_kind::loopback, 8, 1024, 4, dtype::fp8_e4m3), config_error);

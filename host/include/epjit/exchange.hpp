@@ -132,7 +132,7 @@ struct dispatch_options {
     bool weigh_input = false;  ///< weighting::input: rows are multiplied by their weight (expert_major, masked)
     bool zero_padding = true;  ///< clear alignment padding
     bool zero_tail = false;    ///< clear everything beyond the data up to the capacity
-    std::int32_t lane = 0;
+    std::int32_t lane = 0;     ///< the plan's; the stream of the lane's previous call must still exist
 };
 
 struct combine_args {
