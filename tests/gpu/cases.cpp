@@ -42,6 +42,9 @@ void draw_types(shape& s, generator& random, int index) {
         s.scales = chance(random, 0.5) ? scale_type::f32 : scale_type::ue8m0;
         if (chance(random, 0.4)) {
             s.input = dtype::fp8_e4m3;
+            if (chance(random, 0.4)) {
+                s.scales = scale_type::none;  // opaque rows
+            }
         }
     }
 }
@@ -135,7 +138,7 @@ void draw_weights(const problem& p, rank_input& in, generator& random) {
 
 /// Scales of rows that are fp8 already.
 void draw_input_scales(problem& p, generator& random) {
-    if (p.input != dtype::fp8_e4m3) {
+    if (p.input != dtype::fp8_e4m3 || p.scales == scale_type::none) {
         return;
     }
     for (rank_input& in : p.inputs) {
