@@ -10,13 +10,16 @@
 
 namespace epjit::host {
 
+class nccl_communicator;
+
 struct communicator_state {
     std::shared_ptr<runtime_state> runtime;
     exchange_kind kind = exchange_kind::host;
     std::int32_t num_ranks = 1;
     std::int32_t num_driven = 1;
     std::int32_t first_driven = 0;
-    shared_context context;  ///< null for host
+    shared_context context;                   ///< null for host
+    std::shared_ptr<nccl_communicator> nccl;  ///< null for host and loopback; kind is automatic where it is set
 };
 
 }  // namespace epjit::host
