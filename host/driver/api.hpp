@@ -15,6 +15,8 @@ struct CUctx_st;
 struct CUmod_st;
 struct CUfunc_st;
 struct CUevent_st;
+struct CUgraph_st;
+struct CUgraphExec_st;
 
 namespace epjit::host {
 
@@ -25,6 +27,8 @@ using cu_context = CUctx_st*;
 using cu_module = CUmod_st*;
 using cu_function = CUfunc_st*;
 using cu_event = CUevent_st*;
+using cu_graph = CUgraph_st*;
+using cu_graph_exec = CUgraphExec_st*;
 
 inline constexpr cu_result cu_success = 0;
 inline constexpr cu_result cu_out_of_memory = 2;
@@ -38,6 +42,8 @@ inline constexpr cu_result cu_invalid_source = 300;
 inline constexpr cu_result cu_not_found = 500;
 inline constexpr cu_result cu_not_ready = 600;
 inline constexpr cu_result cu_context_destroyed = 709;
+inline constexpr cu_result cu_capture_unsupported = 900;
+inline constexpr cu_result cu_capture_invalidated = 901;
 
 /// CUdevice_attribute values.
 enum class device_attribute : int {
@@ -55,6 +61,11 @@ enum class function_attribute : int {
     num_registers = 4,
     max_dynamic_shared_bytes = 8,
 };
+
+/// CUstreamCaptureMode values: whose calls may spoil a capture.
+enum class capture_mode : int { global = 0, thread_local_ = 1, relaxed = 2 };
+/// CUstreamCaptureStatus values.
+enum class capture_status : int { none = 0, active = 1, invalidated = 2 };
 
 inline constexpr unsigned host_alloc_portable = 1;
 inline constexpr unsigned host_alloc_mapped = 2;
@@ -110,7 +121,14 @@ inline constexpr unsigned stream_non_blocking = 1;
     X(event_record, "cuEventRecord", cu_event, stream_t)                                                              \
     X(event_query, "cuEventQuery", cu_event)                                                                          \
     X(event_synchronize, "cuEventSynchronize", cu_event)                                                              \
-    X(event_elapsed, "cuEventElapsedTime", float*, cu_event, cu_event)
+    X(event_elapsed, "cuEventElapsedTime", float*, cu_event, cu_event)                                                \
+    X(stream_begin_capture, "cuStreamBeginCapture_v2", stream_t, capture_mode)                                        \
+    X(stream_end_capture, "cuStreamEndCapture", stream_t, cu_graph*)                                                  \
+    X(stream_is_capturing, "cuStreamIsCapturing", stream_t, capture_status*)                                          \
+    X(graph_instantiate, "cuGraphInstantiateWithFlags", cu_graph_exec*, cu_graph, unsigned long long)                 \
+    X(graph_launch, "cuGraphLaunch", cu_graph_exec, stream_t)                                                         \
+    X(graph_exec_destroy, "cuGraphExecDestroy", cu_graph_exec)                                                        \
+    X(graph_destroy, "cuGraphDestroy", cu_graph)
 // clang-format on
 
 /// The loaded driver. Immutable after open_driver(); the library stays loaded for the life of the process, as

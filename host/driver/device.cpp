@@ -100,6 +100,13 @@ void module_traits::close(const owner& o, type value) noexcept {
     close_quietly(o, [value](const driver_api& api) { api.module_unload(value); });
 }
 
+void graph_traits::close(const owner& o, type value) noexcept {
+    close_quietly(o, [value](const driver_api& api) { api.graph_destroy(value); });
+}
+void graph_exec_traits::close(const owner& o, type value) noexcept {
+    close_quietly(o, [value](const driver_api& api) { api.graph_exec_destroy(value); });
+}
+
 }  // namespace detail
 
 device_buffer::device_buffer(const shared_context& context, std::size_t bytes) : bytes_(bytes) {
@@ -193,6 +200,58 @@ double gpu_event::us_since(const gpu_event& start) const {
     context->api().check(context->api().event_elapsed(&milliseconds, start.event_.get(), event_.get()),
                          "cuEventElapsedTime");
     return static_cast<double>(milliseconds) * 1000.0;
+}
+
+void gpu_graph::launch(stream_t stream) const {
+    const shared_context& context = exec_.owned_by();
+    ensure(context);
+    const scoped_context current(*context);
+    context->api().check(context->api().graph_launch(exec_.get(), stream), "cuGraphLaunch");
+}
+
+stream_capture::stream_capture(const shared_context& context, stream_t stream) : context_(context), stream_(stream) {
+    ensure(context);
+    const scoped_context current(*context);
+    context->api().check(context->api().stream_begin_capture(stream, capture_mode::thread_local_),
+                         "cuStreamBeginCapture");
+    open_ = true;
+}
+
+stream_capture::~stream_capture() {
+    if (!open_) {
+        return;
+    }
+    close_quietly(context_, [stream = stream_](const driver_api& api) {
+        cu_graph dropped = nullptr;
+        if (api.stream_end_capture(stream, &dropped) == cu_success && dropped != nullptr) {
+            api.graph_destroy(dropped);
+        }
+    });
+}
+
+gpu_graph stream_capture::end() {
+    if (!open_) {
+        throw error(error_kind::internal, "a capture was ended twice");
+    }
+    open_ = false;
+    const scoped_context current(*context_);
+    const driver_api& api = context_->api();
+    cu_graph recorded = nullptr;
+    api.check(api.stream_end_capture(stream_, &recorded), "cuStreamEndCapture");
+    const unique_handle<detail::graph_traits> graph(context_, recorded);
+    cu_graph_exec exec = nullptr;
+    api.check(api.graph_instantiate(&exec, recorded, 0), "cuGraphInstantiate");
+    gpu_graph made;
+    made.exec_ = unique_handle<detail::graph_exec_traits>(context_, exec);
+    return made;
+}
+
+bool is_capturing(const shared_context& context, stream_t stream) {
+    ensure(context);
+    const scoped_context current(*context);
+    capture_status status = capture_status::none;
+    context->api().check(context->api().stream_is_capturing(stream, &status), "cuStreamIsCapturing");
+    return status != capture_status::none;
 }
 
 void copy_to_device(const shared_context& context, void* device, const void* from, std::size_t bytes, stream_t stream) {

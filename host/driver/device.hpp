@@ -84,6 +84,16 @@ struct module_traits {
     using owner = shared_context;
     static void close(const owner& o, type value) noexcept;
 };
+struct graph_traits {
+    using type = cu_graph;
+    using owner = shared_context;
+    static void close(const owner& o, type value) noexcept;
+};
+struct graph_exec_traits {
+    using type = cu_graph_exec;
+    using owner = shared_context;
+    static void close(const owner& o, type value) noexcept;
+};
 }  // namespace detail
 
 /// Device memory, 256-byte aligned, contents undefined. Zero bytes: no memory, data() is null.
@@ -152,6 +162,40 @@ class gpu_event {
    private:
     unique_handle<detail::event_traits> event_;
 };
+
+/// Work that was captured, ready to be launched any number of times. What it reads and writes must live as long.
+class gpu_graph {
+   public:
+    gpu_graph() noexcept = default;
+    void launch(stream_t stream) const;  ///< in stream order; no host work beyond the launch
+    [[nodiscard]] explicit operator bool() const noexcept { return static_cast<bool>(exec_); }
+
+   private:
+    friend class stream_capture;
+    unique_handle<detail::graph_exec_traits> exec_;
+};
+
+/// From construction to end(), work issued on `stream` is recorded instead of run. Destroyed without end(), for example
+/// by an exception, it drops what was recorded, and the stream can be used again. `stream` is not the default stream.
+/// Other threads may use the driver as they like; this thread may not wait or allocate through it.
+class stream_capture {
+   public:
+    stream_capture(const shared_context& context, stream_t stream);
+    ~stream_capture();
+    stream_capture(const stream_capture&) = delete;
+    stream_capture& operator=(const stream_capture&) = delete;
+    /// Ends the capture and instantiates what was recorded. @throws cuda_error, for example when a call that cannot be
+    /// captured has spoilt it; the stream can be used again in any case.
+    gpu_graph end();
+
+   private:
+    shared_context context_;
+    stream_t stream_ = nullptr;
+    bool open_ = false;
+};
+
+/// True while work issued on `stream` is recorded. @throws cuda_error.
+bool is_capturing(const shared_context& context, stream_t stream);
 
 // Copies and fills, ordered on `stream`. Pageable host memory makes a copy synchronous with the host.
 void copy_to_device(const shared_context& context, void* device, const void* host, std::size_t bytes, stream_t stream);

@@ -29,10 +29,24 @@ struct fake_state {
     std::atomic<long> allocations{0}, frees{0}, events_recorded{0}, waits{0}, loads{0};
     std::atomic<int> plan_hangs{0}, reject_loads{0}, fail_query{0};
     std::atomic<int> dropped_rows{0}, rows{0}, timed_out{0};
+    epjit::stream_t capturing = nullptr;
+    bool spoilt = false;  ///< the capture, by a call that cannot be captured
+    std::vector<fake_launch> recorded;
+    std::atomic<long> graphs{0};  ///< alive, instantiated or not
 };
 fake_state& state() {
     static fake_state s;
     return s;
+}
+
+/// What a wait gives on `stream`: a capture does not survive one.
+cu_result after_wait(epjit::stream_t stream) {
+    const std::lock_guard lock(state().mutex);
+    if (state().capturing == nullptr || state().capturing != stream) {
+        return cu_success;
+    }
+    state().spoilt = true;
+    return cu_capture_unsupported;
 }
 
 /// What the host sees of a plan kernel.
@@ -55,19 +69,33 @@ std::size_t args_size(const std::string& kernel) {
                                                          : sizeof(templates::gather_args<1>);
 }
 
-cu_result launch_any(cu_function f, unsigned grid, unsigned threads, unsigned shared, bool cooperative, void** params) {
-    const std::string& name = *reinterpret_cast<std::string*>(f);
-    const auto* bytes = static_cast<const unsigned char*>(params[0]);
+void run(const fake_launch& launch) {
     {
         const std::lock_guard lock(state().mutex);
-        state().launches.push_back(
-            {name, grid, threads, shared, cooperative, std::vector<unsigned char>(bytes, bytes + args_size(name))});
+        state().launches.push_back(launch);
     }
-    if (name.find("plan_kernel") != std::string::npos) {
+    if (launch.kernel.find("plan_kernel") != std::string::npos) {
         templates::plan_head head;
-        std::memcpy(static_cast<void*>(&head), bytes, sizeof head);
+        std::memcpy(static_cast<void*>(&head), launch.args.data(), sizeof head);
         run_plan(head);
     }
+}
+
+/// Runs a kernel, or records it where its stream is being captured.
+cu_result launch_any(cu_function f, unsigned grid, unsigned threads, unsigned shared, bool cooperative,
+                     epjit::stream_t stream, void** params) {
+    const std::string& name = *reinterpret_cast<std::string*>(f);
+    const auto* bytes = static_cast<const unsigned char*>(params[0]);
+    fake_launch launch{name,   grid,        threads,
+                       shared, cooperative, std::vector<unsigned char>(bytes, bytes + args_size(name))};
+    {
+        const std::lock_guard lock(state().mutex);
+        if (stream != nullptr && state().capturing == stream) {
+            state().recorded.push_back(std::move(launch));
+            return cu_success;
+        }
+    }
+    run(launch);
     return cu_success;
 }
 
@@ -94,6 +122,9 @@ void fake_cuda_set_plan_result(int rows, int dropped, int timed_out) {
 }
 long fake_cuda_live_allocations() {
     return state().allocations - state().frees;
+}
+long fake_cuda_live_graphs() {
+    return state().graphs;
 }
 long fake_cuda_stream_waits() {
     return state().waits;
@@ -205,12 +236,12 @@ cu_result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, cu_function, 
     return cu_success;
 }
 cu_result cuLaunchKernel(cu_function f, unsigned grid, unsigned, unsigned, unsigned threads, unsigned, unsigned,
-                         unsigned shared, epjit::stream_t, void** params, void**) {
-    return launch_any(f, grid, threads, shared, false, params);
+                         unsigned shared, epjit::stream_t stream, void** params, void**) {
+    return launch_any(f, grid, threads, shared, false, stream, params);
 }
 cu_result cuLaunchCooperativeKernel(cu_function f, unsigned grid, unsigned, unsigned, unsigned threads, unsigned,
-                                    unsigned, unsigned shared, epjit::stream_t, void** params) {
-    return launch_any(f, grid, threads, shared, true, params);
+                                    unsigned, unsigned shared, epjit::stream_t stream, void** params) {
+    return launch_any(f, grid, threads, shared, true, stream, params);
 }
 cu_result cuMemGetInfo_v2(std::size_t* available, std::size_t* total) {
     *available = *total = std::size_t{1} << 30;
@@ -267,10 +298,13 @@ cu_result cuStreamCreate(epjit::stream_t* s, unsigned) {
 cu_result cuStreamDestroy_v2(epjit::stream_t) {
     return cu_success;
 }
-cu_result cuStreamSynchronize(epjit::stream_t) {
-    return cu_success;
+cu_result cuStreamSynchronize(epjit::stream_t stream) {
+    return after_wait(stream);
 }
-cu_result cuStreamQuery(epjit::stream_t) {
+cu_result cuStreamQuery(epjit::stream_t stream) {
+    if (after_wait(stream) != cu_success) {
+        return cu_capture_unsupported;
+    }
     return state().fail_query != 0 ? state().fail_query.load() : cu_not_ready;
 }
 cu_result cuStreamWaitEvent(epjit::stream_t, cu_event, unsigned) {
@@ -296,6 +330,57 @@ cu_result cuEventSynchronize(cu_event) {
 }
 cu_result cuEventElapsedTime(float* ms, cu_event, cu_event) {
     *ms = 1.5F;
+    return cu_success;
+}
+cu_result cuStreamBeginCapture_v2(epjit::stream_t stream, capture_mode) {
+    const std::lock_guard lock(state().mutex);
+    if (stream == nullptr || state().capturing != nullptr) {
+        return cu_capture_unsupported;
+    }
+    state().capturing = stream;
+    state().spoilt = false;
+    state().recorded.clear();
+    return cu_success;
+}
+cu_result cuStreamEndCapture(epjit::stream_t, cu_graph* graph) {
+    const std::lock_guard lock(state().mutex);
+    state().capturing = nullptr;
+    if (state().spoilt) {
+        *graph = nullptr;
+        return cu_capture_invalidated;
+    }
+    ++state().graphs;
+    *graph = reinterpret_cast<cu_graph>(new std::vector<fake_launch>(std::move(state().recorded)));
+    state().recorded.clear();
+    return cu_success;
+}
+cu_result cuStreamIsCapturing(epjit::stream_t stream, capture_status* status) {
+    const std::lock_guard lock(state().mutex);
+    *status = stream == nullptr || state().capturing != stream ? capture_status::none
+              : state().spoilt                                 ? capture_status::invalidated
+                                                               : capture_status::active;
+    return cu_success;
+}
+cu_result cuGraphInstantiateWithFlags(cu_graph_exec* exec, cu_graph graph, unsigned long long) {
+    ++state().graphs;
+    *exec = reinterpret_cast<cu_graph_exec>(
+        new std::vector<fake_launch>(*reinterpret_cast<std::vector<fake_launch>*>(graph)));
+    return cu_success;
+}
+cu_result cuGraphLaunch(cu_graph_exec exec, epjit::stream_t) {
+    for (const fake_launch& launch : *reinterpret_cast<std::vector<fake_launch>*>(exec)) {
+        run(launch);
+    }
+    return cu_success;
+}
+cu_result cuGraphExecDestroy(cu_graph_exec exec) {
+    --state().graphs;
+    delete reinterpret_cast<std::vector<fake_launch>*>(exec);
+    return cu_success;
+}
+cu_result cuGraphDestroy(cu_graph graph) {
+    --state().graphs;
+    delete reinterpret_cast<std::vector<fake_launch>*>(graph);
     return cu_success;
 }
 

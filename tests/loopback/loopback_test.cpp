@@ -34,6 +34,7 @@ struct fake_cuda {
     static void query_failure(int value) { symbol<void(int)>("fake_cuda_set_query_failure")(value); }
     static void reject_loads(int value) { symbol<void(int)>("fake_cuda_set_reject_loads")(value); }
     static long live() { return symbol<long()>("fake_cuda_live_allocations")(); }
+    static long graphs() { return symbol<long()>("fake_cuda_live_graphs")(); }
     static long stream_waits() { return symbol<long()>("fake_cuda_stream_waits")(); }
 };
 
@@ -349,6 +350,50 @@ TEST(poll, ends_when_the_stream_does) {
     EXPECT_EQ(poll_ready(&never, 1, std::chrono::milliseconds(1000), [] { return false; }), poll_outcome::work_ended);
     EXPECT_EQ(poll_ready(&never, 0, std::chrono::milliseconds(1000), [] { return true; }), poll_outcome::ready);
     EXPECT_EQ(poll_ready(&never, 1, std::chrono::milliseconds(3), [] { return true; }), poll_outcome::timed_out);
+}
+
+TEST_F(loopback_fake, a_captured_layer_is_replayed_launch_by_launch) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    const gpu_stream stream(comm.state().context);
+    plan p = ex.make_plan({&args, 1}, fixed, stream.get());
+    const std::size_t before = fake_cuda::num_launches();
+    gpu_graph graph;
+    {
+        stream_capture capture(comm.state().context, stream.get());
+        EXPECT_TRUE(is_capturing(comm.state().context, stream.get()));
+        p = ex.make_plan({&args, 1}, fixed, stream.get(), std::move(p));
+        ex.dispatch(p, {&d, 1}, {}, stream.get());
+        ex.combine(p, {&c, 1}, {}, stream.get());
+        EXPECT_FALSE(graph);
+        graph = capture.end();
+    }
+    EXPECT_FALSE(is_capturing(comm.state().context, stream.get()));
+    EXPECT_EQ(fake_cuda::num_launches(), before);
+    graph.launch(stream.get());
+    graph.launch(stream.get());
+    ASSERT_EQ(fake_cuda::num_launches(), before + 6);
+    EXPECT_THAT(launch_at(before).kernel, HasSubstr("plan"));
+    EXPECT_THAT(launch_at(before + 4).kernel, HasSubstr("scatter"));
+    EXPECT_THAT(launch_at(before + 5).kernel, HasSubstr("gather"));
+    EXPECT_EQ(fake_cuda::graphs(), 1);
+    graph = {};
+    EXPECT_EQ(fake_cuda::graphs(), 0);
+}
+
+TEST_F(loopback_fake, a_wait_spoils_a_capture_and_the_stream_stays_usable) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    const gpu_stream stream(comm.state().context);
+    {
+        stream_capture capture(comm.state().context, stream.get());
+        EXPECT_THROW(stream.synchronize(), cuda_error);
+        EXPECT_THROW(static_cast<void>(capture.end()), cuda_error);
+    }
+    { const stream_capture abandoned(comm.state().context, stream.get()); }
+    EXPECT_FALSE(is_capturing(comm.state().context, stream.get()));
+    EXPECT_EQ(fake_cuda::graphs(), 0);
+    stream.synchronize();
 }
 
 }  // namespace
