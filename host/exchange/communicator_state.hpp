@@ -2,9 +2,11 @@
 #pragma once
 
 #include "epjit/types.hpp"
+#include "host/dispatcher/dispatcher.hpp"
 #include "host/driver/device.hpp"
 #include "host/runtime/runtime_state.hpp"
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -20,6 +22,9 @@ struct communicator_state {
     std::int32_t first_driven = 0;
     shared_context context;                   ///< null for host
     std::shared_ptr<nccl_communicator> nccl;  ///< null for host and loopback; kind is automatic where it is set
+    /// Agreed by all ranks when the communicator was made; num_ranks and have_gpu are taken from above.
+    machine_facts facts;
+    std::atomic<bool> fallback_logged{false};  ///< why a slower exchange was taken is said once
 };
 
 }  // namespace epjit::host

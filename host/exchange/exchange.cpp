@@ -8,6 +8,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace epjit {
@@ -91,17 +93,37 @@ void point_into_copies(host::resolved_config& resolved, std::vector<std::int32_t
     resolved.config.rank_hosts = resolved.rank_hosts.data();
 }
 
-exchange_kind choose_kind(const host::communicator_state& comm, exchange_kind wanted) {
-    // EPJIT_EXCHANGE chooses where there is a choice; a communicator of one kind leaves none.
-    if (wanted == exchange_kind::automatic && comm.kind == exchange_kind::automatic) {
-        wanted = comm.runtime->options.exchange;
-    }
+/// What the cost model needs to know; zeros where the config is wrong, which is reported when it is validated.
+host::workload largest_call(const exchange_config& config) {
+    host::workload work;
+    work.topk = config.topk;
+    work.tokens = config.max_tokens_per_rank;
+    work.num_sms = config.num_sms;
+    const double hidden = std::max(0, config.hidden);
+    work.dispatch_row_bytes = hidden * static_cast<double>(size_of(config.dispatch_type)) +
+                              std::ceil(hidden / 128) * static_cast<double>(size_of(config.scales));
+    work.combine_row_bytes = hidden * static_cast<double>(size_of(config.combine_type));
+    return work;
+}
+
+exchange_kind choose_kind(host::communicator_state& comm, const exchange_config& config) {
     host::exchange_question question;
-    question.wanted = wanted;
+    question.wanted = config.kind;
+    // EPJIT_EXCHANGE chooses where there is a choice; a communicator of one kind leaves none.
+    if (question.wanted == exchange_kind::automatic && comm.kind == exchange_kind::automatic) {
+        question.wanted = comm.runtime->options.exchange;
+    }
     question.communicator = comm.kind;
-    question.num_ranks = comm.num_ranks;
-    question.have_gpu = comm.context != nullptr;
-    return host::choose_exchange(question).exchange;
+    question.facts = comm.facts;
+    question.facts.num_ranks = comm.num_ranks;
+    question.facts.have_gpu = comm.context != nullptr;
+    question.facts.real_ranks = comm.nccl != nullptr;
+    question.largest = largest_call(config);
+    const host::exchange_choice choice = host::choose_exchange(question);
+    if (!choice.fallback.empty() && !comm.fallback_logged.exchange(true)) {
+        comm.runtime->log().write(log_level::warn, choice.fallback);
+    }
+    return choice.exchange;
 }
 
 }  // namespace
@@ -136,7 +158,7 @@ exchange::exchange(communicator& comm, const exchange_config& config) {
     }
     auto state = std::make_unique<exchange_state>();
     state->comm = comm.state_;
-    state->kind = choose_kind(*comm.state_, config.kind);
+    state->kind = choose_kind(*comm.state_, config);
     state->config = resolve_config(*comm.state_, config, state->kind);
     point_into_copies(state->config, state->rank_slots);
     state->backend = state->kind == exchange_kind::host ? host::make_cpu_backend(state->config)

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bad host-visible input gets a typed error with the values and a remedy, on every exchange; here on host.
 #include "epjit/epjit.hpp"
-#include "host/dispatcher/dispatcher.hpp"
 #include "host/exchange/backend.hpp"
 
 #include <fmt/format.h>
@@ -279,22 +278,6 @@ TEST_F(front, moved_from_objects_say_so) {
     communicator other(std::move(comm));
     EXPECT_THAT(message_of<config_error>([&] { exchange(comm, config); }), HasSubstr("communicator was moved from"));
     EXPECT_EQ(comm.num_ranks(), 0);
-}
-
-TEST(dispatcher, says_why_not_for_every_other_exchange) {
-    host::exchange_question q;
-    q.no_gpu_reason = "libcuda.so.1: not found";
-    const host::exchange_choice without = host::choose_exchange(q);
-    EXPECT_EQ(without.exchange, exchange_kind::host);
-    ASSERT_EQ(without.others.size(), 5U);
-    EXPECT_THAT(without.others[0].reason, HasSubstr("libcuda.so.1: not found"));
-    EXPECT_EQ(without.others[1].exchange, exchange_kind::lsa);
-    EXPECT_THAT(without.others[1].reason, HasSubstr("not in this version"));
-    q.have_gpu = true;
-    EXPECT_EQ(host::choose_exchange(q).exchange, exchange_kind::loopback);
-    q.have_gpu = false;
-    q.wanted = exchange_kind::loopback;
-    EXPECT_THAT(message_of<unsupported_error>([&] { host::choose_exchange(q); }), HasSubstr("needs a GPU"));
 }
 
 }  // namespace

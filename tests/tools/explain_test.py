@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """epjit explain, and that warm's set covers what a run loads."""
 
+import pathlib
+import re
 import unittest
 
 from command import CommandTest
@@ -11,12 +13,67 @@ GPU = ["--ranks", "4", "--arch", "sm_90a", "--exchange", "loopback"]
 class Explain(CommandTest):
     def test_choice_and_reasons(self):
         result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
-        self.assertEqual(sorted(result), ["exchange", "keys", "why_not"])
-        self.assertEqual(result["exchange"], "loopback")
-        self.assertEqual({w["exchange"] for w in result["why_not"]}, {"host", "lsa", "sendrecv", "dense", "hybrid"})
-        for w in result["why_not"]:
-            self.assertTrue(w["reason"])
+        self.assertEqual(list(result), ["exchange", "reason", "why_not", "keys", "predictions", "floor_us"])
+        reasons = {w["exchange"]: w["reason"] for w in result["why_not"]}
+        everything = {"host", "loopback", "lsa", "sendrecv", "dense", "hybrid"}
+        self.assertEqual(set(reasons), everything - {result["exchange"]})
+        self.assertTrue(result["reason"])
+        for reason in reasons.values():
+            self.assertTrue(reason)
+        # Eight GPUs of one host reach each other's memory; virtual ranks where that is not built.
+        built = reasons.get("lsa") != "not in this version"
+        self.assertEqual(result["exchange"], "lsa" if built else "loopback")
         self.assertEqual(result["keys"], [])
+
+    def predictions(self, *options):
+        result = self.epjit("explain", "--json", "--model", "deepseek-v3", "--dtype", "bf16", *options)
+        self.assertEqual(result.status, 0, result.err)
+        return {(p["exchange"], p["rows_cross"]): p for p in result.json["predictions"]}, result.json
+
+    def test_predictions_at_every_scale_without_a_gpu(self):
+        for ranks, hosts in ((2, 1), (8, 1), (16, 2), (64, 8), (2048, 256)):
+            with self.subTest(ranks=ranks, hosts=hosts):
+                found, result = self.predictions("--ranks", str(ranks), "--hosts", str(hosts))
+                self.assertEqual(("lsa", "once per rank") in found, hosts == 1)
+                self.assertEqual(("hybrid", "once per host") in found, hosts > 1)
+                self.assertIn(("dense", "to every rank"), found)
+                for p in found.values():
+                    for operation in ("dispatch", "combine"):
+                        self.assertGreater(p[operation]["us"], 0)
+                        self.assertEqual(p[operation]["network_bytes"] > 0, hosts > 1)
+                if hosts == 1:
+                    self.assertGreaterEqual(min(p["dispatch"]["us"] for p in found.values()), result["floor_us"])
+
+    def test_a_slower_link_is_slower(self):
+        fast, _ = self.predictions("--ranks", "16", "--hosts", "2", "--link-gbps", "100")
+        slow, _ = self.predictions("--ranks", "16", "--hosts", "2", "--link-gbps", "10")
+        for pair, p in fast.items():
+            self.assertLess(p["dispatch"]["us"], slow[pair]["dispatch"]["us"], pair)
+            self.assertEqual(p["dispatch"]["network_bytes"], slow[pair]["dispatch"]["network_bytes"])
+        # A row crosses to the other host once instead of to each of its ranks that wants it.
+        self.assertLess(fast["hybrid", "once per host"]["dispatch"]["network_bytes"],
+                        fast["sendrecv", "once per rank"]["dispatch"]["network_bytes"] / 3)
+
+    def test_the_document_shows_what_the_command_prints(self):
+        """Every number of the table of worked numbers in docs/scaling.md."""
+        text = (pathlib.Path(__file__).parents[2] / "docs/scaling.md").read_text(encoding="utf-8")
+        columns = [("lsa", "once per rank"), ("lsa", "once per slot"), ("sendrecv", "once per rank"),
+                   ("dense", "to every rank"), ("hybrid", "once per host")]
+        rows = re.findall(r"^\| (\d+), (\d+), (\d+) \|(.*)\|$", text, re.MULTILINE)
+        self.assertGreaterEqual(len(rows), 6)
+        for ranks, hosts, tokens, cells in rows:
+            found, _ = self.predictions("--ranks", ranks, "--hosts", hosts, "--tokens", tokens)
+            for pair, cell in zip(columns, cells.split("|")):
+                numbers = [float(n) for n in re.findall(r"[\d.]+", cell)]
+                self.assertEqual(bool(numbers), pair in found, (ranks, pair))
+                if numbers:
+                    for written, operation in zip(numbers, ("dispatch", "combine")):
+                        self.assertAlmostEqual(written / found[pair][operation]["us"], 1, delta=0.006, msg=(ranks, pair))
+
+    def test_the_table_names_exchanges_and_bytes(self):
+        out = self.epjit("explain", "--ranks", "16", "--hosts", "2").out
+        for text in ("a row crosses", "once per host", "to every rank", "GB/s between them"):
+            self.assertIn(text, out)
 
     def test_this_machine_without_a_gpu_is_host(self):
         result = self.epjit("explain", "--json", EPJIT_CUDA_LIBRARY="/nowhere/libcuda.so.1").json

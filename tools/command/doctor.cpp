@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "host/dispatcher/dispatcher.hpp"
 #include "host/report/report.hpp"
 #include "host/runtime/runtime_state.hpp"
 #include "tools/command/context.hpp"
@@ -86,11 +87,6 @@ std::string cuda_version(int version) {
     return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
 
-std::string nccl_version(int version) {
-    return version < 10000 ? fmt::format("{}.{}.{}", version / 1000, version % 1000 / 100, version % 100)
-                           : fmt::format("{}.{}.{}", version / 10000, version % 10000 / 100, version % 100);
-}
-
 json to_json(const host::machine_report& m, const jit::nvrtc_report& nvrtc, const std::vector<layer_report>& layers) {
     json gpus = json::array();
     for (const host::gpu_info& g : m.driver.gpus) {
@@ -136,7 +132,7 @@ json to_json(const host::machine_report& m, const jit::nvrtc_report& nvrtc, cons
             {"nccl",
              {{"found", m.nccl.found},
               {"path", m.nccl.path},
-              {"version", m.nccl.found ? nccl_version(m.nccl.version) : ""},
+              {"version", m.nccl.found ? host::nccl_version_text(m.nccl.version) : ""},
               {"tried", m.nccl.tried},
               {"remedy", m.nccl.remedy}}},
             {"cache", std::move(cache)},
@@ -201,7 +197,7 @@ std::string nccl_text(const host::nccl_report& n) {
         }
         return line(false, "NCCL", "not found") + detail("tried", tried) + detail("remedy", n.remedy);
     }
-    return line(true, "NCCL", fmt::format("{}, {}", nccl_version(n.version), n.path));
+    return line(true, "NCCL", fmt::format("{}, {}", host::nccl_version_text(n.version), n.path));
 }
 
 std::string cache_text(const std::vector<layer_report>& layers) {

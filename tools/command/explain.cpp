@@ -8,33 +8,74 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <iterator>
 
 namespace epjit::tools {
 namespace {
 
-/// What is explained: this machine, or with --arch, --keys, --hosts or --link-gbps one that has such GPUs.
+constexpr std::int32_t default_tokens = 256;
+
+/// What is explained: this machine, or with --arch, --keys, --hosts, --link-gbps or an exchange through NCCL one that
+/// has such GPUs.
 struct subject {
     run_options run;
     jit::target_arch arch = default_arch;
-    bool have_gpu = false;
-    std::string no_gpu_reason;
+    std::int32_t hosts = 1;
+    host::exchange_question question;
 };
 
-void check_hosts(const context& ctx, std::int32_t ranks) {
-    const std::int64_t hosts = number_option(ctx.call, "--hosts", 1, 1, 1 << 20);
+constexpr exchange_kind kinds_through_nccl[] = {exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense,
+                                                exchange_kind::hybrid};
+
+bool through_nccl(exchange_kind kind) {
+    return std::find(std::begin(kinds_through_nccl), std::end(kinds_through_nccl), kind) !=
+           std::end(kinds_through_nccl);
+}
+
+bool real_ranks_are_built() {
+    return std::any_of(std::begin(kinds_through_nccl), std::end(kinds_through_nccl),
+                       [](exchange_kind kind) { return host::built_exchanges.has(kind); });
+}
+
+std::int32_t hosts_option(const invocation& call, std::int32_t ranks) {
+    const std::int64_t hosts = number_option(call, "--hosts", 1, 1, 1 << 20);
     if (hosts > ranks) {
         throw config_error(
             fmt::format("--hosts {} with {} ranks; expected at least one rank on every host", hosts, ranks));
     }
-    if (const auto text = ctx.call.value("--link-gbps")) {
-        char* end = nullptr;
-        const double value = std::strtod(text->c_str(), &end);
-        if (end == text->c_str() || *end != 0 || !std::isfinite(value) || value <= 0) {
-            refuse_value("--link-gbps", "a number above 0", *text);
-        }
+    return static_cast<std::int32_t>(hosts);
+}
+
+double link_option(const invocation& call, double fallback) {
+    const auto text = call.value("--link-gbps");
+    if (!text) {
+        return fallback;
     }
+    char* end = nullptr;
+    const double value = std::strtod(text->c_str(), &end);
+    if (end == text->c_str() || *end != 0 || !std::isfinite(value) || value <= 0) {
+        refuse_value("--link-gbps", "a number above 0", *text);
+    }
+    return value;
+}
+
+host::workload workload_of(const run_options& run, std::int32_t hosts) {
+    const jit::run_request request = request_of(run, default_arch);
+    host::workload work;
+    work.ranks = run.ranks;
+    work.hosts = hosts;
+    work.topk = request.topk;
+    work.tokens = run.tokens.value_or(default_tokens);
+    work.rows = run.layout;
+    work.mode = run.mode;
+    const double hidden = request.hidden;
+    work.dispatch_row_bytes = hidden * static_cast<double>(size_of(request.wire)) +
+                              std::ceil(hidden / 128) * static_cast<double>(size_of(request.scales));
+    work.combine_row_bytes = hidden * static_cast<double>(size_of(request.combine));
+    return work;
 }
 
 subject read_subject(context& ctx) {
@@ -45,31 +86,87 @@ subject read_subject(context& ctx) {
         throw config_error("--arch: expected one target");
     }
     const machine here = look_at_machine(ctx);
-    const bool elsewhere =
-        !archs.empty() || ctx.call.has("--keys") || ctx.call.has("--hosts") || ctx.call.has("--link-gbps");
+    const bool elsewhere = !archs.empty() || ctx.call.has("--keys") || ctx.call.has("--hosts") ||
+                           ctx.call.has("--link-gbps") || through_nccl(s.run.exchange);
     s.arch = !archs.empty() ? archs.front() : here.archs.empty() ? default_arch : here.archs.front();
-    s.have_gpu = here.num_gpus > 0 || elsewhere;
-    s.no_gpu_reason = here.why_none;
     if (s.run.ranks == 0) {
         s.run.ranks = here.num_gpus > 0 ? here.num_gpus : default_ranks;
     }
     if (here.num_gpus == 0 && elsewhere) {
         ctx.log.write(log_level::info, fmt::format("no GPU here: explained for one of {}", s.arch.text()));
     }
+    s.hosts = hosts_option(ctx.call, s.run.ranks);
+    s.question.wanted = s.run.exchange;
+    s.question.rates.network_gbps = link_option(ctx.call, s.question.rates.network_gbps);
+    s.question.largest = workload_of(s.run, s.hosts);
+    host::machine_facts& facts = s.question.facts;
+    facts.num_ranks = s.run.ranks;
+    facts.have_gpu = here.num_gpus > 0 || elsewhere;
+    facts.no_gpu_reason = here.why_none.substr(0, here.why_none.find('\n'));
+    // A GPU for each rank where there are as many, or on the machine that is imagined. Windows are taken for granted:
+    // only ranks that run can find out.
+    facts.real_ranks = real_ranks_are_built() && (elsewhere || (s.run.ranks > 1 && here.num_gpus >= s.run.ranks)) &&
+                       s.run.exchange != exchange_kind::loopback && s.run.exchange != exchange_kind::host;
+    facts.have_windows = facts.real_ranks;
+    for (std::int32_t rank = 0; rank < s.run.ranks; ++rank) {
+        facts.rank_hosts.push_back(static_cast<std::int32_t>(static_cast<std::int64_t>(rank) * s.hosts / s.run.ranks));
+    }
     return s;
+}
+
+std::uint64_t whole(double bytes) {
+    return static_cast<std::uint64_t>(std::llround(bytes));
+}
+
+nlohmann::ordered_json traffic_json(const host::traffic& t) {
+    return {{"us", std::round(t.us * 10) / 10},
+            {"nvlink_bytes", whole(t.nvlink_bytes)},
+            {"network_bytes", whole(t.network_bytes)},
+            {"local_bytes", whole(t.local_bytes)},
+            {"wasted_bytes", whole(t.wasted_bytes)}};
+}
+
+nlohmann::ordered_json predictions_json(const std::vector<host::prediction>& predictions) {
+    auto list = nlohmann::ordered_json::array();
+    for (const host::prediction& p : predictions) {
+        list.push_back({{"exchange", name(p.exchange)},
+                        {"rows_cross", name(p.crossing)},
+                        {"dispatch", traffic_json(p.dispatch)},
+                        {"combine", traffic_json(p.combine)}});
+    }
+    return list;
+}
+
+std::string predictions_text(const subject& s, const std::vector<host::prediction>& predictions) {
+    const host::workload& w = s.question.largest;
+    table rows({{"exchange"},
+                {"a row crosses"},
+                {"dispatch us", true},
+                {"combine us", true},
+                {"NVLink", true},
+                {"network", true},
+                {"local", true},
+                {"unused", true}});
+    for (const host::prediction& p : predictions) {
+        const host::traffic& d = p.dispatch;
+        rows.add({std::string(name(p.exchange)), name(p.crossing), fmt::format("{:.1f}", d.us),
+                  fmt::format("{:.1f}", p.combine.us), bytes_text(whole(d.nvlink_bytes)),
+                  bytes_text(whole(d.network_bytes)), bytes_text(whole(d.local_bytes)),
+                  bytes_text(whole(d.wasted_bytes))});
+    }
+    std::string text = fmt::format("\npredicted for H200s, {} tokens a rank", w.tokens);
+    if (s.hosts > 1) {
+        text += fmt::format(", {} hosts, {:g} GB/s between them for each GPU", s.hosts, s.question.rates.network_gbps);
+    }
+    return text + "; bytes of one GPU's dispatch\n\n" + rows.text();
 }
 
 }  // namespace
 
 int explain_command(context& ctx) {
     const subject s = read_subject(ctx);
-    check_hosts(ctx, s.run.ranks);
-    host::exchange_question question;
-    question.wanted = s.run.exchange;
-    question.num_ranks = s.run.ranks;
-    question.have_gpu = s.have_gpu;
-    question.no_gpu_reason = s.no_gpu_reason.substr(0, s.no_gpu_reason.find('\n'));
-    const host::exchange_choice choice = host::choose_exchange(question);
+    const host::exchange_choice choice = host::choose_exchange(s.question);
+    const auto predictions = host::predict_all(s.question.largest, s.question.rates);
 
     std::vector<jit::compile_job> jobs;
     if (ctx.call.has("--keys")) {
@@ -89,18 +186,23 @@ int explain_command(context& ctx) {
         for (const auto& job : jobs) {
             keys.push_back(job.key.hex());
         }
-        print_json({{"exchange", name(choice.exchange)}, {"why_not", std::move(others)}, {"keys", std::move(keys)}});
+        print_json({{"exchange", name(choice.exchange)},
+                    {"reason", choice.reason},
+                    {"why_not", std::move(others)},
+                    {"keys", std::move(keys)},
+                    {"predictions", predictions_json(predictions)},
+                    {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
         return exit_done;
     }
     const jit::model_shape& m = s.run.model;
-    std::string text =
-        fmt::format("{}: H {}, E {}, K {}; {} ranks on {}\n\nexchange {}: {}\n\n", m.name, m.hidden, m.num_experts,
-                    m.topk, s.run.ranks, s.have_gpu ? s.arch.text() : "the CPU", name(choice.exchange), choice.reason);
+    std::string text = fmt::format(
+        "{}: H {}, E {}, K {}; {} ranks on {}\n\nexchange {}: {}\n\n", m.name, m.hidden, m.num_experts, m.topk,
+        s.run.ranks, s.question.facts.have_gpu ? s.arch.text() : "the CPU", name(choice.exchange), choice.reason);
     table others({{"not taken"}, {"why"}});
     for (const host::why_not& o : choice.others) {
         others.add({std::string(name(o.exchange)), o.reason});
     }
-    text += others.text();
+    text += others.text() + predictions_text(s, predictions);
     if (ctx.call.has("--keys")) {
         table keys({{"key"}, {"variant"}});
         for (const auto& job : jobs) {

@@ -44,16 +44,16 @@ setting choose_setting(runtime& rt, const run_options& options) {
         try {
             gpus = rt.state().driver()->num_devices;
         } catch (const error& e) {
-            question.no_gpu_reason = e.message();
+            question.facts.no_gpu_reason = e.message();
             if (wanted == exchange_kind::loopback) {
                 throw;
             }
         }
     }
-    question.have_gpu = gpus > 0;
+    question.facts.have_gpu = gpus > 0;
     setting s;
     s.ranks = options.ranks != 0 ? options.ranks : gpus > 0 ? gpus : default_ranks;
-    question.num_ranks = s.ranks;
+    question.facts.num_ranks = s.ranks;
     const host::exchange_choice choice = host::choose_exchange(question);
     s.kind = choice.exchange;
     if (wanted == exchange_kind::automatic) {
