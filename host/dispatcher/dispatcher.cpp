@@ -2,6 +2,7 @@
 #include "host/dispatcher/dispatcher.hpp"
 
 #include "epjit/error.hpp"
+#include "host/nccl/api.hpp"
 
 #include <fmt/format.h>
 
@@ -301,11 +302,6 @@ class decision {
 
 exchange_choice choose_exchange(const exchange_question& question) {
     return decision(question).make();
-}
-
-std::string nccl_version_text(int version) {
-    return version < 10000 ? fmt::format("{}.{}.{}", version / 1000, version % 1000 / 100, version % 100)
-                           : fmt::format("{}.{}.{}", version / 10000, version % 10000 / 100, version % 100);
 }
 
 }  // namespace epjit::host

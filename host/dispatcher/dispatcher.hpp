@@ -88,7 +88,4 @@ constexpr std::string_view name(exchange_path path) noexcept {
     return path == exchange_path::low_latency ? "low latency" : "high throughput";
 }
 
-/// "2.28.9" for 22809.
-std::string nccl_version_text(int version);
-
 }  // namespace epjit::host

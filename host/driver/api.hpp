@@ -125,6 +125,7 @@ inline constexpr unsigned stream_non_blocking = 1;
     X(stream_begin_capture, "cuStreamBeginCapture_v2", stream_t, capture_mode)                                        \
     X(stream_end_capture, "cuStreamEndCapture", stream_t, cu_graph*)                                                  \
     X(stream_is_capturing, "cuStreamIsCapturing", stream_t, capture_status*)                                          \
+    X(thread_capture_mode, "cuThreadExchangeStreamCaptureMode", capture_mode*)                                        \
     X(graph_instantiate, "cuGraphInstantiateWithFlags", cu_graph_exec*, cu_graph, unsigned long long)                 \
     X(graph_launch, "cuGraphLaunch", cu_graph_exec, stream_t)                                                         \
     X(graph_exec_destroy, "cuGraphExecDestroy", cu_graph_exec)                                                        \

@@ -2,13 +2,10 @@
 #include "host/report/report.hpp"
 
 #include "epjit/error.hpp"
+#include "host/nccl/communicator.hpp"
 #include "host/runtime/runtime_state.hpp"
 
-#include <fmt/format.h>
-
-#include <cstdlib>
-#include <dlfcn.h>
-#include <filesystem>
+#include <utility>
 
 namespace epjit::host {
 namespace {
@@ -68,71 +65,21 @@ nvrtc_report probe_nvrtc(runtime_state& state) {
     return report;
 }
 
-void add_wheel(std::vector<std::string>& out, const char* variable) {
-    const char* root = std::getenv(variable);
-    if (root == nullptr || *root == '\0') {
-        return;
-    }
-    namespace fs = std::filesystem;
-    std::error_code ignored;
-    bool found = false;
-    for (fs::directory_iterator at(fs::path(root) / "lib", ignored), end; !ignored && at != end;
-         at.increment(ignored)) {
-        if (at->path().filename().string().starts_with("python")) {
-            out.push_back((at->path() / "site-packages/nvidia/nccl/lib/libnccl.so.2").string());
-            found = true;
-        }
-    }
-    if (!found) {
-        out.push_back(fmt::format("{}/lib/python*/site-packages/nvidia/nccl/lib/libnccl.so.2", root));
-    }
-}
-
 }  // namespace
-
-std::vector<std::string> nccl_candidates(const std::string& library) {
-    if (!library.empty()) {
-        return {library};
-    }
-    std::vector<std::string> out;
-    for (const char* variable : {"NCCL_HOME", "NCCL_ROOT", "NCCL_ROOT_DIR"}) {
-        if (const char* root = std::getenv(variable); root != nullptr && *root != '\0') {
-            out.push_back(fmt::format("{}/lib/libnccl.so.2", root));
-            out.push_back(fmt::format("{}/lib64/libnccl.so.2", root));
-        }
-    }
-    add_wheel(out, "VIRTUAL_ENV");
-    add_wheel(out, "CONDA_PREFIX");
-    out.emplace_back("libnccl.so.2");
-    return out;
-}
 
 nccl_report probe_nccl(const std::string& library) {
     nccl_report report;
-    for (const std::string& candidate : nccl_candidates(library)) {
-        void* handle = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
-        if (handle == nullptr) {
-            const char* reason = dlerror();
-            report.tried.push_back(fmt::format("{}: {}", candidate, reason != nullptr ? reason : "cannot be opened"));
-            continue;
-        }
-        const auto get_version = reinterpret_cast<int (*)(int*)>(dlsym(handle, "ncclGetVersion"));
-        int version = 0;
-        if (get_version == nullptr || get_version(&version) != 0) {
-            report.tried.push_back(fmt::format("{}: opened, but ncclGetVersion is missing or failed", candidate));
-            dlclose(handle);
-            continue;
-        }
-        // NCCL starts threads and registers exit handlers: it stays loaded.
-        report.tried.push_back(fmt::format("{}: version {}", candidate, version));
+    try {
+        const std::shared_ptr<const nccl_api> api = open_nccl(library);
         report.found = true;
-        report.path = candidate;
-        report.version = version;
-        return report;
+        report.path = api->path;
+        report.version = api->version;
+        report.tried = api->tried;
+        report.no_windows = no_windows_reason(*api);
+    } catch (const error& problem) {
+        report.problem = problem.message();
+        report.remedy = problem.remedy();
     }
-    report.remedy =
-        "only exchanges between GPUs need NCCL: install libnccl2 or the nvidia-nccl wheel, or set "
-        "EPJIT_NCCL_LIBRARY to its libnccl.so.2";
     return report;
 }
 

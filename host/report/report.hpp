@@ -40,7 +40,9 @@ struct nccl_report {
     bool found = false;
     std::string path;
     int version = 0;                 ///< 22809 for 2.28.9, of the library that was loaded
-    std::vector<std::string> tried;  ///< "place: outcome", in order
+    std::vector<std::string> tried;  ///< "place: outcome", in order, when found
+    std::string no_windows;          ///< why lsa and hybrid cannot be used with it; empty: they can
+    std::string problem;             ///< why not found; places tried
     std::string remedy;
 };
 
@@ -66,10 +68,7 @@ struct machine_report {
 /// Loads what is found. `state`'s options name the libraries.
 machine_report probe_machine(runtime_state& state);
 
-/// Places where NCCL is looked for, in order: `library` (EPJIT_NCCL_LIBRARY), NCCL_HOME and NCCL_ROOT, the
-/// active Python environment's wheel (VIRTUAL_ENV, CONDA_PREFIX), LD's own search for the soname.
-std::vector<std::string> nccl_candidates(const std::string& library);
-/// Opens the first candidate that answers ncclGetVersion.
+/// Opens the first usable NCCL, see nccl_places().
 nccl_report probe_nccl(const std::string& library);
 /// Never ready in this version: each missing piece of evidence is a blocker.
 readiness_report assess_readiness(const machine_report& machine);

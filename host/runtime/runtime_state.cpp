@@ -97,6 +97,14 @@ std::shared_ptr<const driver_api> runtime_state::driver() {
     return driver_;
 }
 
+std::shared_ptr<const nccl_api> runtime_state::nccl() {
+    const std::lock_guard lock(mutex_);
+    if (nccl_ == nullptr) {
+        nccl_ = open_nccl(options.nccl_library);
+    }
+    return nccl_;
+}
+
 shared_context runtime_state::context(int device) {
     std::shared_ptr<const driver_api> api = driver();
     const std::lock_guard lock(mutex_);

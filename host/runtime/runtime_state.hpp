@@ -8,6 +8,7 @@
 #include "epjit/jit/spec.hpp"
 #include "epjit/jit/templates.hpp"
 #include "host/driver/device.hpp"
+#include "host/nccl/api.hpp"
 #include "host/runtime/settings.hpp"
 
 #include <atomic>
@@ -76,6 +77,8 @@ struct runtime_state {
     std::exception_ptr compiler_failure();
     /// @throws library_error; tried anew by each call until it succeeds.
     std::shared_ptr<const driver_api> driver();
+    /// @throws library_error; tried anew by each call until it succeeds.
+    std::shared_ptr<const nccl_api> nccl();
     /// The primary context of `device`, retained until the runtime and everything made in it are gone.
     /// @throws library_error, config_error, cuda_error.
     shared_context context(int device);
@@ -107,6 +110,7 @@ struct runtime_state {
     std::shared_ptr<jit::compiler> compiler_;
     std::exception_ptr compiler_failure_;
     std::shared_ptr<const driver_api> driver_;
+    std::shared_ptr<const nccl_api> nccl_;
     std::map<int, shared_context> contexts_;
     std::map<std::pair<const device_context*, jit::digest>, std::shared_ptr<const loaded_variant>> loaded_;
     std::deque<launch_counter> launch_counters_;

@@ -115,6 +115,7 @@ settings read_settings(const runtime_options& options) {
     s.template_dir = text(options.template_dir, "EPJIT_TEMPLATE_DIR");
     s.nvrtc_library = text(options.nvrtc_library, "EPJIT_NVRTC_LIBRARY");
     s.nccl_library = text(options.nccl_library, "EPJIT_NCCL_LIBRARY");
+    s.nccl_blocking = number(-1, "EPJIT_NCCL_BLOCKING", 1, 0, 1) != 0;
     s.cuda_library = text(options.cuda_library, "EPJIT_CUDA_LIBRARY");
     s.profile = text(options.profile, "EPJIT_PROFILE");
     s.exchange = read_exchange(options.exchange);

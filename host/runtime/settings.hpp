@@ -26,6 +26,7 @@ struct settings {
     std::string template_dir;   ///< empty: embedded templates
     std::string nvrtc_library;
     std::string nccl_library;
+    bool nccl_blocking = true;  ///< data moves on a blocking communicator, whose calls NCCL serves without a thread
     std::string cuda_library;
     std::string profile;
     exchange_kind exchange = exchange_kind::automatic;

@@ -2,13 +2,13 @@
 #include "jit/nvrtc/library.hpp"
 
 #include "epjit/error.hpp"
+#include "jit/core/library_search.hpp"
 #include "jit/nvrtc/elf.hpp"
 
 #include <fmt/format.h>
 
 #include <dlfcn.h>
 #include <filesystem>
-#include <link.h>
 
 namespace epjit::jit::nvrtc {
 namespace {
@@ -19,26 +19,6 @@ constexpr const char* remedy =
     "install the CUDA toolkit or `pip install nvidia-cuda-nvrtc`, or name the file in EPJIT_NVRTC_LIBRARY; "
     "with a warm "
     "cache NVRTC is not needed";
-
-std::string loader_error() {
-    const char* text = dlerror();
-    return text != nullptr ? text : "unknown loader error";
-}
-
-/// File that a handle was loaded from, links resolved. The loader names the path it saw first, which may be a link that
-/// is gone by now; then `place` says it.
-std::string path_of(void* handle, const std::string& place) {
-    link_map* map = nullptr;
-    const bool known = dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 && map != nullptr && map->l_name != nullptr;
-    for (const std::string& name : {std::string(known ? map->l_name : ""), place}) {
-        std::error_code failure;
-        const fs::path resolved = fs::canonical(name, failure);
-        if (!failure) {
-            return resolved.string();
-        }
-    }
-    return {};
-}
 
 template <class Function>
 void take(void* handle, const char* symbol, Function*& to) {
@@ -79,7 +59,7 @@ std::string load_builtins(const library& lib) {
     const std::string soname = fmt::format("libnvrtc-builtins.so.{}.{}", lib.major, lib.minor);
     for (const std::string& place : {(folder / soname).string(), (folder / "libnvrtc-builtins.so").string(), soname}) {
         if (void* handle = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-            return path_of(handle, place);
+            return loaded_path(handle, place);
         }
     }
     return {};
@@ -107,7 +87,7 @@ std::string try_open(const std::string& place, library& lib) {
     if (lib.calls.version(&lib.major, &lib.minor) != success) {
         return "nvrtcVersion failed";
     }
-    lib.path = path_of(handle, place);
+    lib.path = loaded_path(handle, place);
     const std::string self = file_identity(lib.path);
     if (self.empty()) {
         return "its file cannot be read to tell which build it is";

@@ -361,6 +361,9 @@ cu_result cuStreamIsCapturing(epjit::stream_t stream, capture_status* status) {
                                                                : capture_status::active;
     return cu_success;
 }
+cu_result cuThreadExchangeStreamCaptureMode(capture_mode*) {
+    return cu_success;
+}
 cu_result cuGraphInstantiateWithFlags(cu_graph_exec* exec, cu_graph graph, unsigned long long) {
     ++state().graphs;
     *exec = reinterpret_cast<cu_graph_exec>(

@@ -117,7 +117,6 @@ TEST_F(front, what_is_not_built_is_named) {
     c = config;
     c.dispatch_type = dtype::f32;
     EXPECT_THAT(message_of<unsupported_error>([&] { exchange(comm, c); }), HasSubstr("bf16 rows to f32"));
-    EXPECT_THAT(message_of<unsupported_error>([&] { communicator::from_launcher(rt); }), HasSubstr("from_launcher"));
     EXPECT_THAT(message_of<config_error>([&] { communicator::host(rt, 65); }), HasSubstr("65 ranks"));
 }
 

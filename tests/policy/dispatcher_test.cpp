@@ -3,6 +3,7 @@
 #include "host/dispatcher/dispatcher.hpp"
 
 #include "epjit/error.hpp"
+#include "host/nccl/api.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "host/dispatcher/dispatcher.hpp"
+#include "host/nccl/api.hpp"
 #include "host/report/report.hpp"
 #include "host/runtime/runtime_state.hpp"
 #include "tools/command/context.hpp"
@@ -133,7 +133,10 @@ json to_json(const host::machine_report& m, const jit::nvrtc_report& nvrtc, cons
              {{"found", m.nccl.found},
               {"path", m.nccl.path},
               {"version", m.nccl.found ? host::nccl_version_text(m.nccl.version) : ""},
+              {"windows", m.nccl.found && m.nccl.no_windows.empty()},
+              {"no_windows", m.nccl.no_windows},
               {"tried", m.nccl.tried},
+              {"problem", m.nccl.problem},
               {"remedy", m.nccl.remedy}}},
             {"cache", std::move(cache)},
             {"ready", m.readiness.ready},
@@ -191,13 +194,12 @@ std::string nvrtc_text(const host::nvrtc_report& n, const jit::nvrtc_report& whe
 
 std::string nccl_text(const host::nccl_report& n) {
     if (!n.found) {
-        std::string tried;
-        for (const std::string& t : n.tried) {
-            tried += t + "\n";
-        }
-        return line(false, "NCCL", "not found") + detail("tried", tried) + detail("remedy", n.remedy);
+        return line(false, "NCCL", "not found: rows cannot travel between GPUs") + detail("why", n.problem) +
+               detail("remedy", n.remedy);
     }
-    return line(true, "NCCL", fmt::format("{}, {}", host::nccl_version_text(n.version), n.path));
+    return line(true, "NCCL", fmt::format("{}, {}", host::nccl_version_text(n.version), n.path)) +
+           (n.no_windows.empty() ? detail("exchanges", "lsa, sendrecv, dense, hybrid")
+                                 : detail("exchanges", "sendrecv, dense") + detail("no lsa", n.no_windows));
 }
 
 std::string cache_text(const std::vector<layer_report>& layers) {

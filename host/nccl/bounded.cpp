@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/nccl/bounded.hpp"
+
+#include <fmt/format.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace epjit::host {
+
+nccl_result settle(const nccl_api& api, nccl_comm comm, nccl_result result, steady_time until) noexcept {
+    if (result != nccl_success && result != nccl_in_progress) {
+        return result;
+    }
+    // Short at first: most calls are done at once; then no busier than a wait of seconds deserves.
+    std::chrono::microseconds pause{20};
+    for (;;) {
+        nccl_result state = nccl_success;
+        if (const nccl_result asked = api.comm_async_error(comm, &state); asked != nccl_success) {
+            return asked;
+        }
+        if (state != nccl_in_progress) {
+            return state;
+        }
+        if (std::chrono::steady_clock::now() >= until) {
+            return nccl_in_progress;
+        }
+        std::this_thread::sleep_for(pause);
+        pause = std::min(pause * 2, std::chrono::microseconds{2000});
+    }
+}
+
+std::optional<nccl_result> call_bounded(const shared_context& context, std::function<nccl_result()> call,
+                                        steady_time until) {
+    struct shared {
+        std::mutex mutex;
+        std::condition_variable done;
+        std::optional<nccl_result> result;
+    };
+    const auto state = std::make_shared<shared>();
+    std::thread worker([state, context, run = std::move(call)]() noexcept {
+        nccl_result result = nccl_system_error;
+        try {
+            const scoped_context current(*context);
+            capture_mode mode = capture_mode::thread_local_;  // so that no capture of another thread forbids anything
+            context->api().thread_capture_mode(&mode);
+            result = run();
+        } catch (...) {
+            result = nccl_unhandled_cuda_error;  // the context could not be made current
+        }
+        const std::lock_guard lock(state->mutex);
+        state->result = result;
+        state->done.notify_all();
+    });
+    std::unique_lock lock(state->mutex);
+    const bool done = state->done.wait_until(lock, until, [&] { return state->result.has_value(); });
+    lock.unlock();
+    if (!done) {
+        worker.detach();
+        return std::nullopt;
+    }
+    worker.join();
+    return state->result;
+}
+
+std::string rank_text(int rank, int size) {
+    return fmt::format("rank {} of {}", rank, size);
+}
+
+}  // namespace epjit::host

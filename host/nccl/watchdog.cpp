@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/nccl/watchdog.hpp"
+
+#include "epjit/error.hpp"
+#include "host/nccl/bounded.hpp"
+#include "host/runtime/runtime_state.hpp"
+
+#include <fmt/format.h>
+
+namespace epjit::host {
+
+namespace {
+constexpr std::chrono::milliseconds busy_tick{5};
+constexpr std::chrono::milliseconds idle_tick{200};
+/// How long the abort waits for a thread that is inside NCCL.
+constexpr std::chrono::seconds grace{5};
+}  // namespace
+
+nccl_watchdog::nccl_watchdog(nccl_communicator& comm) : comm_(comm) {
+    for (piece& p : ring_) {
+        p.event = gpu_event(comm.context(), false);
+    }
+    thread_ = std::thread([this] { run(); });
+}
+
+nccl_watchdog::~nccl_watchdog() {
+    {
+        const std::lock_guard lock(mutex_);
+        stop_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+}
+
+void nccl_watchdog::watch(const char* phase, stream_t stream) {
+    const driver_api& driver = comm_.context()->api();
+    const scoped_context current(*comm_.context());
+    capture_status capturing = capture_status::none;
+    if (driver.stream_is_capturing(stream, &capturing) != cu_success || capturing != capture_status::none) {
+        return;
+    }
+    const std::lock_guard lock(mutex_);
+    if (count_ == capacity) {
+        return;
+    }
+    piece& p = ring_[(first_ + count_) % capacity];
+    p.event.record(stream);
+    p.phase = phase;
+    p.since = std::chrono::steady_clock::now();
+    if (++count_ == 1) {
+        wake_.notify_one();
+    }
+}
+
+bool nccl_watchdog::idle() {
+    const std::lock_guard lock(mutex_);
+    return count_ == 0;
+}
+
+std::chrono::milliseconds nccl_watchdog::limit() const noexcept {
+    const settings& options = comm_.runtime_->options;
+    return succeeded_ ? options.wait_timeout : std::max(options.wait_timeout, options.first_wait_timeout);
+}
+
+void nccl_watchdog::run() noexcept {
+    const driver_api& driver = comm_.context()->api();
+    // A query from here must neither fail nor spoil a capture that another thread has begun.
+    capture_mode mode = capture_mode::thread_local_;
+    driver.thread_capture_mode(&mode);
+    if (driver.context_push(comm_.context()->handle()) != cu_success) {
+        return;
+    }
+    for (bool go_on = true; go_on;) {
+        std::unique_lock lock(mutex_);
+        wake_.wait_for(lock, count_ > 0 ? busy_tick : idle_tick, [this] { return stop_; });
+        if (stop_) {
+            break;
+        }
+        lock.unlock();
+        go_on = look();
+    }
+    cu_context previous = nullptr;
+    driver.context_pop(&previous);
+}
+
+bool nccl_watchdog::look() noexcept {
+    if (comm_.failure_.load(std::memory_order_acquire) != nccl_communicator::failure::none) {
+        return false;
+    }
+    const char* phase = nullptr;
+    std::chrono::milliseconds waited{0};
+    std::chrono::milliseconds allowed{0};
+    {
+        const std::lock_guard lock(mutex_);
+        while (count_ > 0) {
+            const piece& p = ring_[first_];
+            // A failed query is a lost context or a failed kernel: the host's next call meets it, nothing to wait for.
+            if (comm_.context()->api().event_query(p.event.get()) == cu_not_ready) {
+                waited =
+                    std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - p.since);
+                allowed = limit();
+                phase = waited > allowed ? p.phase : nullptr;
+                break;
+            }
+            first_ = (first_ + 1) % capacity;
+            --count_;
+            succeeded_ = true;
+        }
+    }
+    if (phase != nullptr) {
+        abort(nccl_communicator::failure::timeout,
+              fmt::format("{}: {} was not done after {} ms (limit {} ms); its communicator was aborted",
+                          rank_text(comm_.rank_, comm_.size_), phase, waited.count(), allowed.count()),
+              0);
+        return false;
+    }
+    // The communicators cannot go away below: close() joins this thread first, and abort_now() takes the same lock.
+    std::unique_lock calls(comm_.calls_, std::try_to_lock);
+    if (!calls.owns_lock() || comm_.failure_.load() != nccl_communicator::failure::none) {
+        return true;
+    }
+    for (ncclComm* comm : {comm_.handle_, comm_.control_}) {
+        nccl_result state = nccl_success;
+        if (comm_.api_->comm_async_error(comm, &state) == nccl_success && state != nccl_success &&
+            state != nccl_in_progress) {
+            const char* last = comm_.api_->last_error != nullptr ? comm_.api_->last_error(comm) : "";
+            calls.unlock();
+            abort(nccl_communicator::failure::nccl,
+                  fmt::format("{}: NCCL reported {}{}{}; its communicator was aborted",
+                              rank_text(comm_.rank_, comm_.size_), comm_.api_->text(state),
+                              last != nullptr && *last != '\0' ? "; last error: " : "", last != nullptr ? last : ""),
+                  state);
+            return false;
+        }
+    }
+    return true;
+}
+
+void nccl_watchdog::abort(nccl_communicator::failure kind, const std::string& text, int code) noexcept {
+    // A thread that is inside NCCL and does not come back is freed by the abort itself, as there is no other way.
+    std::unique_lock calls(comm_.calls_, std::defer_lock);
+    const bool alone = calls.try_lock_for(grace);
+    comm_.abort_now(kind, alone ? text : text + " while a call was inside NCCL", code);
+}
+
+}  // namespace epjit::host
