@@ -103,6 +103,27 @@ class loopback_fake : public ::testing::Test {
     combine_args c;
 };
 
+TEST_F(loopback_fake, resident_tensors_lie_on_the_device_and_steps_upload_nothing) {
+    communicator comm = communicator::loopback(rt, 1);
+    resident_registry weights(comm);
+    const std::vector<float> data = {1, 2, 3};
+    const std::size_t shard[] = {data.size() * sizeof(float)};
+    const tensor_spec spec("expert_scale", tensor_use::constant, residence::stacked);
+    const int number = weights.add(spec, data.data(), shard);
+    EXPECT_NE(weights.get(number, 0), data.data());
+    EXPECT_EQ(host::to_host<float>(comm.state().context, weights.get(number, 0), data.size()), data);
+    exchange ex(comm, config);
+    const counters before = rt.counters();
+    EXPECT_EQ(before.uploads, 2U);  // the shard, and the exchange's tables
+    plan p = ex.make_plan({&args, 1}, fixed, nullptr);
+    for (int i = 0; i < 10; ++i) {
+        weights.add(spec, data.data(), shard);
+        ex.dispatch(p, {&d, 1}, {}, nullptr);
+        ex.combine(p, {&c, 1}, {}, nullptr);
+    }
+    EXPECT_EQ(rt.counters().uploads, before.uploads);
+}
+
 TEST_F(loopback_fake, static_mode_stands_still_once_warm) {
     communicator comm = communicator::loopback(rt, 1);
     exchange ex(comm, config);

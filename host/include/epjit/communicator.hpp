@@ -66,6 +66,7 @@ class EPJIT_API communicator {
     explicit communicator(std::shared_ptr<epjit::host::communicator_state> s) noexcept;
     std::shared_ptr<epjit::host::communicator_state> state_;
     friend class exchange;
+    friend class resident_registry;
 };
 
 }  // namespace epjit

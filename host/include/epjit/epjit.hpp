@@ -5,6 +5,8 @@
 #include "epjit/communicator.hpp"
 #include "epjit/error.hpp"
 #include "epjit/exchange.hpp"
+#include "epjit/lent_view.hpp"
 #include "epjit/log.hpp"
+#include "epjit/residency.hpp"
 #include "epjit/runtime.hpp"
 #include "epjit/types.hpp"

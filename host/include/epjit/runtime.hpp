@@ -47,7 +47,7 @@ struct counters {
     std::uint64_t cache_memory_hits = 0;
     std::uint64_t cache_disk_hits = 0;
     std::uint64_t modules_loaded = 0;
-    std::uint64_t uploads = 0;     ///< host-to-device copies of static tables
+    std::uint64_t uploads = 0;     ///< copies of static tables and resident tensors to where ranks use them
     std::uint64_t host_waits = 0;  ///< bounded polls of a pinned counter
     std::uint64_t launches = 0;
 };
