@@ -8,6 +8,8 @@ import staging
 
 LIBRARY = staging.BUILD / f"libepjit.so.{staging.VERSION}"
 OWN = re.compile(r"^(?:(?:typeinfo|vtable|typeinfo name|guard variable) for )?(?:[^(]*[ *&])?epjit::")
+C_HEADER = (staging.SOURCE / "host/include/epjit/epjit.h").read_text(encoding="utf-8")
+C_FUNCTIONS = set(re.findall(r"EPJIT_API [^;(]*?\b(epjit_\w+)\(", C_HEADER))
 
 
 def exported():
@@ -34,6 +36,9 @@ class shared_library(unittest.TestCase):
         for kind, symbol in exported():
             name = OWN.sub("", symbol)
             with self.subTest(symbol=symbol):
+                if symbol in C_FUNCTIONS:
+                    self.assertEqual(kind, "T")
+                    continue
                 self.assertTrue(OWN.match(symbol), "not of namespace epjit")
                 self.assertIn(re.match(r"(?:jit::)?(\w+)", name).group(1), public, f"not marked EPJIT_API ({kind})")
 
@@ -43,6 +48,15 @@ class shared_library(unittest.TestCase):
                      "epjit::exchange::make_plan(", "epjit::exchange::dispatch(", "epjit::exchange::combine(",
                      "epjit::plan::view(", "typeinfo for epjit::config_error", "epjit::jit::load_model_config("):
             self.assertIn(name, symbols)
+
+    def test_exports_every_c_function_and_the_tests_call_it(self):
+        self.assertGreater(len(C_FUNCTIONS), 40)
+        symbols = {symbol for _, symbol in exported()}
+        tests = "\n".join(path.read_text(encoding="utf-8") for path in (staging.SOURCE / "tests/c").glob("*.c*"))
+        for name in sorted(C_FUNCTIONS):
+            with self.subTest(function=name):
+                self.assertIn(name, symbols)
+                self.assertRegex(tests, rf"\b{name}\(")
 
     def test_leaves_nothing_undefined(self):
         """Every symbol it needs is one of the system's libraries."""

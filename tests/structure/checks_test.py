@@ -144,6 +144,24 @@ class lists_and_documents(unittest.TestCase):
         files["docs/api.md"] = files["docs/api.md"].replace("`run`", "run")
         self.assertIn("function run", faults(api_document.check, files)[0])
 
+    def test_names_of_a_c_header(self):
+        header = """typedef int32_t colour; // of paint
+            enum { COLOUR_RED = 0, COLOUR_BLUE = 1, };
+            typedef void (*visitor)(void* user, colour c);
+            typedef struct box { uint32_t struct_size; visitor hook; char name[8]; } box;
+            EPJIT_API int32_t open_box(const box* b, void (*other)(int));
+            """
+        text = api_document.declarations(header)
+        self.assertEqual(api_document.types(text), {"colour", "visitor", "box"})
+        self.assertEqual(api_document.enumerators(text), {"COLOUR_RED", "COLOUR_BLUE"})
+        self.assertEqual(api_document.functions(text), {"open_box"})
+        self.assertEqual(api_document.fields(text), {"struct_size", "hook"})
+        files = {"CMakeLists.txt": "set(EPJIT_PUBLIC_HEADERS\n a.h)", "a.h": header, "docs/api.md": "`hook`",
+                 "docs/c_interface.md": "`colour` `COLOUR_RED` `COLOUR_BLUE` `visitor` `box` `struct_size` `open_box`"}
+        self.assertEqual(faults(api_document.check, files), [])
+        files["docs/c_interface.md"] = files["docs/c_interface.md"].replace("`COLOUR_RED`", "")
+        self.assertIn("docs/c_interface.md: does not name the value COLOUR_RED", faults(api_document.check, files)[0])
+
 
 if __name__ == "__main__":
     unittest.main()

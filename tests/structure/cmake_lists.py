@@ -33,7 +33,7 @@ def check(root, build="build"):
         if not named:
             yield f"{name}: no CMakeLists.txt above it names it"
     public = [name for name in names if name.parts[:3] in (("jit", "include", "epjit"), ("host", "include", "epjit"))
-              and name.suffix == ".hpp" and len(name.parts) == 4]
+              and name.suffix in {".hpp", ".h"} and len(name.parts) == 4]
     top = lists[pathlib.PurePosixPath("CMakeLists.txt")]
     for name in public:
         if str(name) not in top.replace(")", " ").split():

@@ -18,6 +18,12 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/epjit-config-version.cmak
 install(FILES ${PROJECT_BINARY_DIR}/epjit-config.cmake ${PROJECT_BINARY_DIR}/epjit-config-version.cmake
     DESTINATION ${EPJIT_CMAKE_DIR} COMPONENT development)
 
+set(EPJIT_PC_DIR ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+file(RELATIVE_PATH EPJIT_PC_TO_PREFIX /${EPJIT_PC_DIR} /)
+string(REGEX REPLACE "/$" "" EPJIT_PC_TO_PREFIX "${EPJIT_PC_TO_PREFIX}")
+configure_file(tools/package/epjit.pc.in ${PROJECT_BINARY_DIR}/epjit.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/epjit.pc DESTINATION ${EPJIT_PC_DIR} COMPONENT development)
+
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/epjit COMPONENT runtime)
 if(TARGET epjit_command)
     install(TARGETS epjit_command RUNTIME COMPONENT runtime)

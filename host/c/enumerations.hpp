@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "epjit/types.hpp"
+
+#include <cstdint>
+
+namespace epjit::host::c {
+
+/// @throws config_error that names `field`, the value and the C enumeration.
+[[noreturn]] void fail_value(const char* field, std::int32_t value);
+
+/// A number from a caller as the C++ enumerator it stands for. @throws config_error that names `field`.
+template <class Enum>
+Enum enumerator(std::int32_t value, const char* field) {
+    // name() knows every enumerator and answers "?" to other values; wider numbers must not be cut to one that it
+    // knows.
+    if (value < 0 || value > 255 || name(static_cast<Enum>(value)) == "?") {
+        fail_value(field, value);
+    }
+    return static_cast<Enum>(value);
+}
+
+}  // namespace epjit::host::c
