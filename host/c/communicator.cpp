@@ -6,8 +6,12 @@
 #include "host/c/handles.hpp"
 #include "host/c/structs.hpp"
 
+#include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <span>
+#include <utility>
+#include <vector>
 
 using namespace epjit::host::c;
 
@@ -19,7 +23,10 @@ epjit_status make_communicator(epjit_runtime* runtime, epjit_communicator** out,
     return guarded([&] {
         not_null(out, "out") = nullptr;
         not_null(runtime, "runtime");
-        *out = new epjit_communicator{runtime->log, make(runtime->object)};
+        epjit::communicator made = make(runtime->object);
+        if (made) {
+            *out = new epjit_communicator{runtime->log, std::move(made)};
+        }
     });
 }
 
@@ -35,13 +42,25 @@ epjit_status epjit_communicator_loopback(epjit_runtime* runtime, int32_t ranks, 
                              [&](epjit::runtime& rt) { return epjit::communicator::loopback(rt, ranks, device); });
 }
 
+epjit_status epjit_communicator_unique_id(epjit_runtime* runtime, void* unique_id) {
+    return guarded([&] {
+        epjit::runtime& rt = not_null(runtime, "runtime").object;
+        auto* bytes = &not_null(static_cast<std::byte*>(unique_id), "unique_id");
+        epjit::communicator::unique_id(rt, std::span<std::byte, 128>(bytes, 128));
+    });
+}
+
 epjit_status epjit_communicator_from_nccl(epjit_runtime* runtime, epjit_nccl_comm borrowed, int32_t device,
-                                          epjit_communicator** out) {
+                                          const int32_t* ranks, uint32_t num_ranks, epjit_communicator** out) {
     return make_communicator(runtime, out, [&](epjit::runtime& rt) {
         if (borrowed == nullptr) {
             fail_null("borrowed");
         }
-        return epjit::communicator::from_nccl(rt, borrowed, device);
+        if (num_ranks > 0) {
+            not_null(ranks, "ranks");
+        }
+        static_assert(sizeof(int) == sizeof(int32_t));
+        return epjit::communicator::from_nccl(rt, borrowed, device, std::span<const int>(ranks, num_ranks));
     });
 }
 
@@ -56,6 +75,26 @@ epjit_status epjit_communicator_from_unique_id(epjit_runtime* runtime, const voi
 
 epjit_status epjit_communicator_from_launcher(epjit_runtime* runtime, epjit_communicator** out) {
     return make_communicator(runtime, out, [](epjit::runtime& rt) { return epjit::communicator::from_launcher(rt); });
+}
+
+epjit_status epjit_communicator_local(epjit_runtime* runtime, const int32_t* devices, uint32_t num_ranks,
+                                      epjit_communicator** out) {
+    return guarded([&] {
+        if (num_ranks > 0) {
+            std::fill_n(&not_null(out, "out"), num_ranks, nullptr);
+            not_null(devices, "devices");
+        }
+        epjit::runtime& rt = not_null(runtime, "runtime").object;
+        std::vector<epjit::communicator> made(num_ranks);
+        epjit::communicator::local(rt, std::span<const int>(devices, num_ranks), made);
+        std::vector<std::unique_ptr<epjit_communicator>> handles;
+        for (epjit::communicator& c : made) {
+            handles.push_back(std::make_unique<epjit_communicator>(epjit_communicator{runtime->log, std::move(c)}));
+        }
+        for (std::size_t i = 0; i < handles.size(); ++i) {
+            out[i] = handles[i].release();
+        }
+    });
 }
 
 void epjit_communicator_destroy(epjit_communicator* communicator) {

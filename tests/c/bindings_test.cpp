@@ -143,23 +143,30 @@ TEST_F(c_host, what_was_made_can_be_asked_for) {
     EXPECT_EQ(rows, 8);
 }
 
-/// The exchanges between real ranks need more than a machine without GPUs has: an error that says so, whatever kind.
-TEST_F(c_host, communicators_of_real_ranks_refuse_with_a_reason) {
+/// Without NCCL and a driver, real ranks cannot be: the error names a library that was looked for.
+TEST_F(c_host, communicators_of_real_ranks_name_the_library_that_is_missing) {
     epjit_runtime_options options = quiet_options();
     options.cuda_library = "/nonexistent/libcuda.so.1";
     options.nccl_library = "/nonexistent/libnccl.so.2";
     const handle<epjit_runtime> rt = make_runtime(options);
-    epjit_communicator* made = nullptr;
-    const unsigned char id[128] = {};
-    EXPECT_NE(epjit_communicator_from_unique_id(rt.get(), id, 0, 2, 0, &made), EPJIT_OK);
-    EXPECT_STRNE(epjit_last_error(), "");
+    epjit_communicator* made = communicator.get();
+    unsigned char id[128] = {};
+    EXPECT_ERROR(epjit_communicator_unique_id(rt.get(), id), EPJIT_ERROR_LIBRARY, "/nonexistent/");
+    EXPECT_ERROR(epjit_communicator_from_unique_id(rt.get(), id, 0, 2, 0, &made), EPJIT_ERROR_LIBRARY, "/nonexistent/");
     EXPECT_EQ(made, nullptr);
-    EXPECT_NE(epjit_communicator_from_launcher(rt.get(), &made), EPJIT_OK);
-    EXPECT_STRNE(epjit_last_error(), "");
-    int not_a_communicator = 0;
-    EXPECT_NE(epjit_communicator_from_nccl(rt.get(), reinterpret_cast<epjit_nccl_comm>(&not_a_communicator), 0, &made),
-              EPJIT_OK);
-    EXPECT_STRNE(epjit_last_error(), "");
+    const std::int32_t devices[] = {0, 1};
+    epjit_communicator* both[2] = {communicator.get(), communicator.get()};
+    EXPECT_ERROR(epjit_communicator_local(rt.get(), devices, 2, both), EPJIT_ERROR_LIBRARY, "/nonexistent/");
+    EXPECT_EQ(both[0], nullptr);
+    EXPECT_EQ(both[1], nullptr);
+    int not_used = 0;
+    EXPECT_ERROR(
+        epjit_communicator_from_nccl(rt.get(), reinterpret_cast<epjit_nccl_comm>(&not_used), 0, nullptr, 0, &made),
+        EPJIT_ERROR_LIBRARY, "/nonexistent/");
+    for (const char* variable : {"RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"}) {
+        unsetenv(variable);
+    }
+    EXPECT_ERROR(epjit_communicator_from_launcher(rt.get(), &made), EPJIT_ERROR_CONFIG, "RANK");
     EXPECT_EQ(made, nullptr);
 }
 

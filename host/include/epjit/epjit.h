@@ -239,15 +239,28 @@ EPJIT_API epjit_status epjit_communicator_host(epjit_runtime* runtime, int32_t r
 /// R virtual ranks on one GPU, 1 to 64; its primary context is retained. EPJIT_ERROR_LIBRARY without a driver.
 EPJIT_API epjit_status epjit_communicator_loopback(epjit_runtime* runtime, int32_t ranks, int32_t device,
                                                    epjit_communicator** out);
-/// Works on a child of a borrowed communicator, which stays the caller's. Collective. EPJIT_ERROR_UNSUPPORTED in this
-/// version, as for the next two.
-EPJIT_API epjit_status epjit_communicator_from_nccl(epjit_runtime* runtime, epjit_nccl_comm borrowed, int32_t device,
-                                                    epjit_communicator** out);
-/// From a 128-byte ncclUniqueId that the caller shared out. Collective.
+
+// Real ranks, through NCCL: one GPU each. Each rank calls, the call ends within first_wait_timeout. EPJIT_ERROR_LIBRARY
+// without NCCL or a driver, EPJIT_ERROR_TIMEOUT when a rank is missing.
+
+/// 128 bytes that name a new set of ranks, an ncclUniqueId. One rank makes them and shares them out.
+EPJIT_API epjit_status epjit_communicator_unique_id(epjit_runtime* runtime, void* unique_id);
+/// Rank `rank` of `ranks`, from the 128 bytes of a unique id that the caller shared out.
 EPJIT_API epjit_status epjit_communicator_from_unique_id(epjit_runtime* runtime, const void* unique_id, int32_t rank,
                                                          int32_t ranks, int32_t device, epjit_communicator** out);
-/// From RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT or the Open MPI / Slurm equivalents. Collective.
+/// Works on a child of a borrowed communicator, which stays the caller's, and aborts only what it owns. Collective over
+/// `borrowed`. `ranks` [num_ranks] are those of its ranks that take part, in the order of their ranks in the new
+/// communicator; null and 0: all. A rank that is not in its own list gets null in *out, and EPJIT_OK. `device` is the
+/// borrowed communicator's. EPJIT_ERROR_UNSUPPORTED where NCCL has no ncclCommSplit.
+EPJIT_API epjit_status epjit_communicator_from_nccl(epjit_runtime* runtime, epjit_nccl_comm borrowed, int32_t device,
+                                                    const int32_t* ranks, uint32_t num_ranks, epjit_communicator** out);
+/// From RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT or the Open MPI / Slurm equivalents, on device
+/// LOCAL_RANK mod GPUs. EPJIT_ERROR_CONFIG names the variable that is missing or wrong.
 EPJIT_API epjit_status epjit_communicator_from_launcher(epjit_runtime* runtime, epjit_communicator** out);
+/// All ranks of one process: rank i on devices[i], into out[i]; both have num_ranks elements. They are made together by
+/// one thread; afterwards each is used by a thread of its own. A failure leaves null in all of `out`.
+EPJIT_API epjit_status epjit_communicator_local(epjit_runtime* runtime, const int32_t* devices, uint32_t num_ranks,
+                                                epjit_communicator** out);
 EPJIT_API void epjit_communicator_destroy(epjit_communicator* communicator);
 EPJIT_API epjit_status epjit_communicator_get_info(const epjit_communicator* communicator,
                                                    epjit_communicator_info* out);
