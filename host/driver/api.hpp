@@ -70,6 +70,7 @@ enum class capture_status : int { none = 0, active = 1, invalidated = 2 };
 inline constexpr unsigned host_alloc_portable = 1;
 inline constexpr unsigned host_alloc_mapped = 2;
 inline constexpr unsigned event_disable_timing = 2;
+inline constexpr unsigned event_record_external = 1;
 inline constexpr unsigned stream_non_blocking = 1;
 
 // X(member, "symbol", argument types...). Versioned symbols are named in full: dlsym has no header to map
@@ -119,6 +120,7 @@ inline constexpr unsigned stream_non_blocking = 1;
     X(event_create, "cuEventCreate", cu_event*, unsigned)                                                             \
     X(event_destroy, "cuEventDestroy_v2", cu_event)                                                                   \
     X(event_record, "cuEventRecord", cu_event, stream_t)                                                              \
+    X(event_record_flags, "cuEventRecordWithFlags", cu_event, stream_t, unsigned)                                     \
     X(event_query, "cuEventQuery", cu_event)                                                                          \
     X(event_synchronize, "cuEventSynchronize", cu_event)                                                              \
     X(event_elapsed, "cuEventElapsedTime", float*, cu_event, cu_event)                                                \

@@ -166,11 +166,14 @@ gpu_event::gpu_event(const shared_context& context, bool timing) {
     event_ = unique_handle<detail::event_traits>(context, event);
 }
 
-void gpu_event::record(stream_t stream) const {
+void gpu_event::record(stream_t stream, bool in_graph) const {
     const shared_context& context = event_.owned_by();
     ensure(context);
     const scoped_context current(*context);
-    context->api().check(context->api().event_record(event_.get(), stream), "cuEventRecord");
+    const driver_api& api = context->api();
+    api.check(in_graph ? api.event_record_flags(event_.get(), stream, event_record_external)
+                       : api.event_record(event_.get(), stream),
+              "cuEventRecord");
 }
 
 void gpu_event::synchronize() const {

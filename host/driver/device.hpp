@@ -152,7 +152,8 @@ class gpu_event {
    public:
     gpu_event() noexcept = default;
     explicit gpu_event(const shared_context& context, bool timing = true);
-    void record(stream_t stream) const;
+    /// `in_graph`: the stream is being captured, and every replay records the event anew.
+    void record(stream_t stream, bool in_graph = false) const;
     void synchronize() const;
     [[nodiscard]] bool done() const;  ///< @throws cuda_error when the work before it failed
     /// Microseconds from `start` to this event; both must be done and made with timing.

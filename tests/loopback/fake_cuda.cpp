@@ -322,6 +322,10 @@ cu_result cuEventRecord(cu_event, epjit::stream_t) {
     ++state().events_recorded;
     return cu_success;
 }
+cu_result cuEventRecordWithFlags(cu_event, epjit::stream_t, unsigned) {
+    ++state().events_recorded;
+    return cu_success;
+}
 cu_result cuEventQuery(cu_event) {
     return cu_success;
 }

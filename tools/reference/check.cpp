@@ -13,21 +13,24 @@
 namespace epjit::tools::reference {
 namespace {
 
-/// Runs `part(rank)` for every rank on a few threads and adds the reports in rank order.
+/// Runs `part(rank, what it got)` for every rank seen on a few threads and adds the reports in rank order.
 template <class Part>
-report for_ranks(const problem& p, Part part) {
-    std::vector<report> reports(static_cast<std::size_t>(p.ranks));
+report for_ranks(const problem& p, const observation& seen, Part part) {
+    std::vector<report> reports(seen.ranks.size());
+    const auto one = [&](std::size_t i) {
+        reports[i] = part(seen.first_rank + static_cast<std::int32_t>(i), seen.ranks[i]);
+    };
     const auto workers = std::clamp<std::size_t>(std::thread::hardware_concurrency(), 1, 8);
     const auto work = [&](std::size_t first) {
-        for (std::size_t rank = first; rank < reports.size(); rank += workers) {
-            reports[rank] = part(static_cast<std::int32_t>(rank));
+        for (std::size_t i = first; i < reports.size(); i += workers) {
+            one(i);
         }
     };
     // Small jobs are done before a thread would have started.
-    const std::int64_t size = static_cast<std::int64_t>(p.max_tokens()) * p.ranks * p.hidden * p.topk;
+    const std::int64_t size = static_cast<std::int64_t>(p.max_tokens() * reports.size()) * p.hidden * p.topk;
     if (workers == 1 || reports.size() == 1 || size < (1 << 22)) {
-        for (std::size_t rank = 0; rank < reports.size(); ++rank) {
-            reports[rank] = part(static_cast<std::int32_t>(rank));
+        for (std::size_t i = 0; i < reports.size(); ++i) {
+            one(i);
         }
     } else {
         std::vector<std::thread> threads;
@@ -205,8 +208,9 @@ report check_plan(const oracle& o, const observation& seen) {
     counter("duplicate_ids", seen.duplicate_ids, o.duplicate_ids);
     counter("excess_ids", seen.excess_ids, o.excess_ids);
     counter("dropped_rows", seen.dropped_rows, o.dropped_rows);
-    for (std::int32_t rank = 0; rank < o.job().ranks; ++rank) {
-        const rank_output& out = seen.ranks[static_cast<std::size_t>(rank)];
+    for (std::size_t i = 0; i < seen.ranks.size(); ++i) {
+        const std::int32_t rank = seen.first_rank + static_cast<std::int32_t>(i);
+        const rank_output& out = seen.ranks[i];
         const expected_rank& e = o.rank(rank);
         std::string words = compare_lists("counts", out.counts, e.counts);
         if (words.empty()) {
@@ -223,15 +227,14 @@ report check_plan(const oracle& o, const observation& seen) {
 }
 
 report check_dispatch(const oracle& o, const observation& seen) {
-    return for_ranks(
-        o.job(), [&](std::int32_t rank) { return check_rank(o, seen.ranks[static_cast<std::size_t>(rank)], rank); });
+    return for_ranks(o.job(), seen,
+                     [&](std::int32_t rank, const rank_output& out) { return check_rank(o, out, rank); });
 }
 
 report check_combine(const oracle& o, const observation& seen) {
     const problem& p = o.job();
-    return for_ranks(p, [&](std::int32_t rank) {
+    return for_ranks(p, seen, [&](std::int32_t rank, const rank_output& out) {
         report r;
-        const rank_output& out = seen.ranks[static_cast<std::size_t>(rank)];
         std::vector<std::uint32_t> bits;
         for (std::int32_t token = 0; token < p.inputs[static_cast<std::size_t>(rank)].tokens; ++token) {
             o.combined_row(rank, token, bits);
@@ -248,9 +251,9 @@ report check_combine(const oracle& o, const observation& seen) {
 
 report check_weight_gradients(const oracle& o, const observation& seen) {
     const problem& p = o.job();
-    return for_ranks(p, [&](std::int32_t rank) {
+    return for_ranks(p, seen, [&](std::int32_t rank, const rank_output& got) {
         report r;
-        const auto& out = seen.ranks[static_cast<std::size_t>(rank)].weight_gradients;
+        const auto& out = got.weight_gradients;
         const auto columns = static_cast<std::size_t>(p.weight_columns());
         for (std::int32_t token = 0; token < p.inputs[static_cast<std::size_t>(rank)].tokens; ++token) {
             const std::vector<float> expected = o.weight_gradients(rank, token);

@@ -19,6 +19,8 @@ struct report {
     void add(const report& other);
 };
 
+// Each of the following looks at the ranks that `seen` holds.
+
 /// Counts, offsets, rows and the status counters.
 report check_plan(const oracle& o, const observation& seen);
 /// Rows bit by bit, their scales, sources, weights and local ids; padding that must be zero, metadata beyond the data.

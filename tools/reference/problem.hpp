@@ -75,7 +75,8 @@ struct rank_output {
 };
 
 struct observation {
-    std::vector<rank_output> ranks;
+    std::int32_t first_rank = 0;     ///< rank of the first of `ranks`: a real rank sees only what it got itself
+    std::vector<rank_output> ranks;  ///< consecutive
     std::uint64_t bad_ids = 0, duplicate_ids = 0, excess_ids = 0, dropped_rows = 0;
 };
 

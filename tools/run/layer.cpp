@@ -2,6 +2,7 @@
 #include "tools/run/layer.hpp"
 
 #include "epjit/error.hpp"
+#include "host/exchange/exchange_state.hpp"
 #include "tools/reference/expert.hpp"
 
 #include <fmt/format.h>
@@ -38,306 +39,395 @@ struct rank_tensors {
     std::int64_t num_rows = 0;
 };
 
-class layer {
-   public:
-    layer(exchange& ex, memory_space& memory, const problem& p, const layer_options& options, layer_times* times)
-        : exchange_(ex), memory_(memory), p_(p), options_(options), times_(times), tensors_(p.inputs.size()) {}
+tensor_view view_of(const problem& p, void* data, dtype type, std::int64_t rows, std::int64_t stride) {
+    tensor_view v;
+    v.data = data;
+    v.type = type;
+    v.rows = rows;
+    v.columns = p.hidden;
+    v.row_stride = stride;
+    return v;
+}
 
-    observation run() {
-        upload_inputs();
-        make_plans();
-        if (options_.after_plan) {
-            options_.after_plan(plan_);
-        }
-        seen_.ranks.resize(tensors_.size());
-        for (std::size_t r = 0; r < tensors_.size(); ++r) {
-            allocate_outputs(r);
-        }
-        dispatch();
-        fetch_dispatched();
-        if (options_.after_dispatch) {
-            options_.after_dispatch(seen_);
-        }
-        run_experts();
-        combine();
-        fetch_combined();
-        if (p_.weight_gradients) {
-            collect_weight_gradients();
-        }
-        fetch_status();
-        record_times();
-        check_guards();
-        return std::move(seen_);
+}  // namespace
+
+struct layer::state {
+    state(exchange& ex, memory_space& space, const problem& job, layer_options o)
+        : exchange_(ex),
+          memory(space),
+          p(job),
+          options(std::move(o)),
+          first(ex.state().config.first_driven),
+          tensors(static_cast<std::size_t>(ex.state().config.num_driven)) {
+        seen.first_rank = first;
+        seen.ranks.resize(tensors.size());
     }
 
-   private:
+    [[nodiscard]] const rank_input& input_of(std::size_t i) const {
+        return p.inputs[static_cast<std::size_t>(first) + i];
+    }
+    [[nodiscard]] bool flat() const { return p.layout == layout::flat; }
+
     void poll() const {
-        if (options_.cancel != nullptr && options_.cancel->load()) {
+        if (options.cancel != nullptr && options.cancel->load()) {
             throw error(error_kind::cancelled, "run was interrupted");
         }
     }
 
-    guarded make_output(std::size_t bytes, std::string name) {
-        guarded g{static_cast<std::byte*>(memory_.allocate(bytes + guard_bytes)), bytes, std::move(name)};
-        memory_.fill(g.data, poison, bytes + guard_bytes);
-        all_.push_back(g);
+    guarded make_output(std::size_t bytes, std::string name, std::size_t shift = 0) {
+        auto* const base = static_cast<std::byte*>(memory.allocate(bytes + shift + guard_bytes));
+        guarded g{base + shift, bytes, std::move(name)};
+        all.push_back(g);
         return g;
     }
 
-    void upload_inputs() {
-        for (std::size_t r = 0; r < tensors_.size(); ++r) {
-            const rank_input& in = p_.inputs[r];
-            rank_tensors& t = tensors_[r];
-            t.routing = memory_.place(std::span<const std::byte>(in.routing));
-            t.weights = memory_.place(std::span<const float>(in.weights));
-            t.input = memory_.place(std::span<const std::byte>(in.input));
-            t.input_scales = memory_.place(std::span<const std::byte>(in.input_scales));
+    void poison_outputs() {
+        for (const guarded& g : all) {
+            memory.fill(g.data, poison, g.bytes + guard_bytes);
         }
     }
 
-    void make_plans() {
-        std::vector<plan_args> args;
-        for (std::size_t r = 0; r < tensors_.size(); ++r) {
-            args.push_back({tensors_[r].routing, p_.inputs[r].tokens, p_.inputs[r].capacity});
+    /// Rows that start where the options say.
+    std::byte* place_rows(const reference::bytes& rows, dtype type) {
+        if (options.misalignment == 0) {
+            return memory.place(std::span<const std::byte>(rows));
         }
-        for (std::int32_t i = 0; i < options_.iters; ++i) {
-            poll();
-            plan_marks_.push_back(memory_.mark());
-            plan_ = exchange_.make_plan(args, plan_options_of(p_, options_.lane), memory_.stream(), std::move(plan_));
-        }
-        plan_marks_.push_back(memory_.mark());
+        const auto shift = static_cast<std::size_t>(options.misalignment * size_of(type));
+        auto* const base = static_cast<std::byte*>(memory.allocate(rows.size() + shift));
+        memory.upload(base + shift, rows.data(), rows.size());
+        return base + shift;
     }
 
-    void allocate_outputs(std::size_t r) {
-        rank_tensors& t = tensors_[r];
-        const rank_input& in = p_.inputs[r];
-        const plan_view view = plan_.view(static_cast<int>(r));
-        t.num_rows = p_.layout == layout::masked ? std::int64_t{view.num_slots} * in.capacity
-                     : p_.mode == mode::exact    ? view.rows
-                                                 : in.capacity;
-        const auto rows = static_cast<std::size_t>(t.num_rows);
-        const auto name = [&](const char* what) { return fmt::format("{} of rank {}", what, r); };
-        t.rows = make_output(rows * static_cast<std::size_t>(p_.dispatch_stride * size_of(p_.dispatch)), name("rows"));
-        t.scales = make_output(rows * static_cast<std::size_t>(p_.groups() * size_of(p_.scales)), name("scales"));
-        t.row_source = make_output(rows * 8, name("row_source"));
-        const bool flat = p_.layout == layout::flat;
-        const std::size_t ids = flat ? rows * static_cast<std::size_t>(p_.topk) * 4 : 0;
-        t.row_weights = make_output(flat ? 0 : rows * 4, name("row_weights"));
-        t.local_ids = make_output(ids, name("local_ids"));
-        t.local_weights = make_output(ids, name("local_weights"));
-        t.result = make_output(static_cast<std::size_t>(in.tokens * p_.combine_stride * size_of(p_.combine)),
-                               name("combined rows"));
-        if (p_.weight_gradients) {
-            t.weight_gradients =
-                make_output(static_cast<std::size_t>(in.tokens * p_.weight_columns() * 4), name("weight gradients"));
-        }
-    }
-
-    [[nodiscard]] tensor_view view_of(void* data, dtype type, std::int64_t rows, std::int64_t stride) const {
-        tensor_view v;
-        v.data = data;
-        v.type = type;
-        v.rows = rows;
-        v.columns = p_.hidden;
-        v.row_stride = stride;
-        return v;
-    }
-
-    void dispatch() {
-        const bool flat = p_.layout == layout::flat;
-        std::vector<dispatch_args> args(tensors_.size());
-        for (std::size_t r = 0; r < args.size(); ++r) {
-            rank_tensors& t = tensors_[r];
-            dispatch_args& a = args[r];
-            a.input = view_of(t.input, p_.input, p_.inputs[r].tokens, p_.input_stride);
-            if (p_.input == dtype::fp8_e4m3) {
-                a.input.scales = t.input_scales;
-                a.input.scale = p_.scales;
-            }
-            a.output = view_of(t.rows.data, p_.dispatch, t.num_rows, p_.dispatch_stride);
-            if (p_.scales != scale_type::none) {
-                a.output.scales = t.scales.data;
-                a.output.scale = p_.scales;
-            }
-            a.weights = t.weights;
-            a.row_source = reinterpret_cast<std::int32_t*>(t.row_source.data);
-            a.row_weights = flat ? nullptr : reinterpret_cast<float*>(t.row_weights.data);
-            a.local_ids = flat ? reinterpret_cast<std::int32_t*>(t.local_ids.data) : nullptr;
-            a.local_weights = flat ? reinterpret_cast<float*>(t.local_weights.data) : nullptr;
-        }
-        dispatch_options o;
-        o.weigh_input = p_.weigh_input;
-        o.zero_padding = p_.zero_padding;
-        o.zero_tail = p_.zero_tail;
-        o.lane = options_.lane;
-        for (std::int32_t i = 0; i < options_.iters; ++i) {
-            poll();
-            dispatch_marks_.push_back(memory_.mark());
-            if (options_.halves) {
-                exchange_.dispatch_send(plan_, args, o, memory_.stream());
-                exchange_.dispatch_receive(plan_, args, o, memory_.stream());
-            } else {
-                exchange_.dispatch(plan_, args, o, memory_.stream());
-            }
-        }
-        dispatch_marks_.push_back(memory_.mark());
-    }
+    void allocate_outputs(std::size_t i);
+    void issue_plan();
+    void fill_dispatch_arguments();
+    void fill_combine_arguments();
+    void fetch_dispatched();
+    void check_guards();
 
     template <class T>
     std::vector<T> fetch(const guarded& g) {
-        return memory_.fetch(reinterpret_cast<const T*>(g.data), g.bytes / sizeof(T));
-    }
-
-    void fetch_dispatched() {
-        for (std::size_t r = 0; r < tensors_.size(); ++r) {
-            const rank_tensors& t = tensors_[r];
-            rank_output& out = seen_.ranks[r];
-            const plan_view view = plan_.view(static_cast<int>(r));
-            const auto slots = static_cast<std::size_t>(view.num_slots);
-            out.counts = memory_.fetch(view.counts, slots);
-            out.offsets = memory_.fetch(view.offsets, slots + 1);
-            out.num_rows = memory_.fetch(view.num_rows, 1)[0];
-            out.allocated_rows = t.num_rows;
-            out.rows = fetch<std::byte>(t.rows);
-            out.scales = fetch<std::byte>(t.scales);
-            out.row_source = fetch<std::int32_t>(t.row_source);
-            out.row_weights = fetch<float>(t.row_weights);
-            out.local_ids = fetch<std::int32_t>(t.local_ids);
-            out.local_weights = fetch<float>(t.local_weights);
-        }
-    }
-
-    void run_experts() {
-        const auto one = [&](std::size_t r) {
-            reference::apply_experts(p_, static_cast<std::int32_t>(r), seen_.ranks[r]);
-        };
-        const std::size_t workers = std::min<std::size_t>(std::max(1u, std::thread::hardware_concurrency()), 8);
-        std::size_t bytes = 0;
-        for (const rank_tensors& t : tensors_) {
-            bytes += t.rows.bytes;
-        }
-        if (workers > 1 && bytes > (4u << 20)) {
-            std::vector<std::thread> threads;
-            for (std::size_t w = 0; w < workers; ++w) {
-                threads.emplace_back([&, w] {
-                    for (std::size_t r = w; r < tensors_.size(); r += workers) {
-                        one(r);
-                    }
-                });
-            }
-            for (auto& thread : threads) {
-                thread.join();
-            }
-        } else {
-            for (std::size_t r = 0; r < tensors_.size(); ++r) {
-                one(r);
-            }
-        }
-        for (std::size_t r = 0; r < tensors_.size(); ++r) {
-            poll();
-            tensors_[r].expert_rows = memory_.place(std::span<const std::byte>(seen_.ranks[r].expert_rows));
-        }
-    }
-
-    void combine() {
-        std::vector<combine_args> args(tensors_.size());
-        for (std::size_t r = 0; r < args.size(); ++r) {
-            rank_tensors& t = tensors_[r];
-            args[r].rows = view_of(t.expert_rows, p_.combine, t.num_rows, p_.combine_stride);
-            args[r].weights = p_.weigh_combine && p_.layout != layout::flat ? t.weights : nullptr;
-            args[r].output = view_of(t.result.data, p_.combine, p_.inputs[r].tokens, p_.combine_stride);
-        }
-        const combine_options o{p_.reduction, options_.lane};
-        for (std::int32_t i = 0; i < options_.iters; ++i) {
-            poll();
-            combine_marks_.push_back(memory_.mark());
-            if (options_.halves) {
-                exchange_.combine_send(plan_, args, o, memory_.stream());
-                exchange_.combine_receive(plan_, args, o, memory_.stream());
-            } else {
-                exchange_.combine(plan_, args, o, memory_.stream());
-            }
-        }
-        combine_marks_.push_back(memory_.mark());
-    }
-
-    void fetch_combined() {
-        for (std::size_t r = 0; r < tensors_.size(); ++r) {
-            seen_.ranks[r].result = fetch<std::byte>(tensors_[r].result);
-        }
-    }
-
-    void collect_weight_gradients() {
-        std::vector<weight_gradient_args> args(tensors_.size());
-        for (std::size_t r = 0; r < args.size(); ++r) {
-            rank_tensors& t = tensors_[r];
-            const rank_input& in = p_.inputs[r];
-            if (!in.row_gradients.empty()) {
-                // As many as the output has rows; what lies beyond the data is never read.
-                std::vector<float> given = in.row_gradients;
-                given.resize(static_cast<std::size_t>(t.num_rows));
-                args[r].row_gradients = memory_.place(std::span<const float>(given));
-            } else {
-                t.gradient = memory_.place(std::span<const std::byte>(in.gradient));
-                args[r].rows = view_of(t.expert_rows, p_.combine, t.num_rows, p_.combine_stride);
-                args[r].gradient = view_of(t.gradient, p_.combine, in.tokens, p_.hidden);
-            }
-            args[r].output = reinterpret_cast<float*>(t.weight_gradients.data);
-        }
-        exchange_.weight_gradients(plan_, args, memory_.stream());
-        for (std::size_t r = 0; r < tensors_.size(); ++r) {
-            seen_.ranks[r].weight_gradients = fetch<float>(tensors_[r].weight_gradients);
-        }
-    }
-
-    void fetch_status() {
-        memory_.synchronize();
-        const plan_status status = plan_.status();
-        seen_.bad_ids = status.bad_ids;
-        seen_.duplicate_ids = status.duplicate_ids;
-        seen_.excess_ids = status.excess_ids;
-        seen_.dropped_rows = status.dropped_rows;
-    }
-
-    void record_times() {
-        if (times_ == nullptr) {
-            return;
-        }
-        const auto fill = [&](const std::vector<std::size_t>& marks, std::vector<double>& out) {
-            for (std::size_t i = 0; i + 1 < marks.size(); ++i) {
-                out.push_back(memory_.us_between(marks[i], marks[i + 1]));
-            }
-        };
-        fill(plan_marks_, times_->plan_us);
-        fill(dispatch_marks_, times_->dispatch_us);
-        fill(combine_marks_, times_->combine_us);
-    }
-
-    void check_guards() {
-        for (const guarded& g : all_) {
-            const auto guard = memory_.fetch(g.data + g.bytes, guard_bytes);
-            const auto spoiled =
-                std::find_if(guard.begin(), guard.end(), [](std::byte b) { return b != std::byte{poison}; });
-            if (spoiled != guard.end()) {
-                throw error(error_kind::internal, fmt::format("memory behind {} was overwritten, {} bytes past its end",
-                                                              g.name, spoiled - guard.begin()));
-            }
-        }
+        return memory.fetch(reinterpret_cast<const T*>(g.data), g.bytes / sizeof(T));
     }
 
     exchange& exchange_;
-    memory_space& memory_;
-    const problem& p_;
-    const layer_options& options_;
-    layer_times* times_;
-    std::vector<rank_tensors> tensors_;
-    std::vector<guarded> all_;
-    std::vector<std::size_t> plan_marks_, dispatch_marks_, combine_marks_;
+    memory_space& memory;
+    const problem& p;
+    const layer_options options;
+    const std::int32_t first;
+    std::vector<rank_tensors> tensors;
+    std::vector<guarded> all;
+    std::vector<plan_args> plan_arguments;
+    std::vector<dispatch_args> dispatch_arguments;
+    epjit::dispatch_options dispatch_choices;
+    std::vector<combine_args> combine_arguments;
+    epjit::combine_options combine_choices;
+    std::vector<std::size_t> plan_marks, dispatch_marks, combine_marks;
     plan plan_;
-    observation seen_;
+    observation seen;
 };
 
-}  // namespace
+void layer::state::allocate_outputs(std::size_t i) {
+    rank_tensors& t = tensors[i];
+    const rank_input& in = input_of(i);
+    const plan_view view = plan_.view(static_cast<int>(i));
+    t.num_rows = p.layout == layout::masked ? std::int64_t{view.num_slots} * in.capacity
+                 : p.mode == mode::exact    ? view.rows
+                                            : in.capacity;
+    const auto rows = static_cast<std::size_t>(t.num_rows);
+    const auto name = [&](const char* what) { return fmt::format("{} of rank {}", what, first + static_cast<int>(i)); };
+    const auto shift = [&](dtype type) { return static_cast<std::size_t>(options.misalignment * size_of(type)); };
+    t.rows = make_output(rows * static_cast<std::size_t>(p.dispatch_stride * size_of(p.dispatch)), name("rows"),
+                         shift(p.dispatch));
+    t.scales = make_output(rows * static_cast<std::size_t>(p.groups() * size_of(p.scales)), name("scales"));
+    t.row_source = make_output(rows * 8, name("row_source"));
+    const std::size_t ids = flat() ? rows * static_cast<std::size_t>(p.topk) * 4 : 0;
+    t.row_weights = make_output(flat() ? 0 : rows * 4, name("row_weights"));
+    t.local_ids = make_output(ids, name("local_ids"));
+    t.local_weights = make_output(ids, name("local_weights"));
+    t.result = make_output(static_cast<std::size_t>(in.tokens * p.combine_stride * size_of(p.combine)),
+                           name("combined rows"), shift(p.combine));
+    if (p.weight_gradients) {
+        t.weight_gradients =
+            make_output(static_cast<std::size_t>(in.tokens * p.weight_columns() * 4), name("weight gradients"));
+    }
+}
+
+void layer::state::issue_plan() {
+    plan_options o = plan_options_of(p, options.lane);
+    o.token_bound = options.token_bound;
+    plan_ = exchange_.make_plan(plan_arguments, o, memory.stream(), std::move(plan_));
+}
+
+void layer::state::fill_dispatch_arguments() {
+    dispatch_arguments.resize(tensors.size());
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        rank_tensors& t = tensors[i];
+        dispatch_args& a = dispatch_arguments[i];
+        a.input = view_of(p, t.input, p.input, input_of(i).tokens, p.input_stride);
+        if (p.input == dtype::fp8_e4m3) {
+            a.input.scales = t.input_scales;
+            a.input.scale = p.scales;
+        }
+        a.output = view_of(p, t.rows.data, p.dispatch, t.num_rows, p.dispatch_stride);
+        if (p.scales != scale_type::none) {
+            a.output.scales = t.scales.data;
+            a.output.scale = p.scales;
+        }
+        a.weights = t.weights;
+        a.row_source = reinterpret_cast<std::int32_t*>(t.row_source.data);
+        a.row_weights = flat() ? nullptr : reinterpret_cast<float*>(t.row_weights.data);
+        a.local_ids = flat() ? reinterpret_cast<std::int32_t*>(t.local_ids.data) : nullptr;
+        a.local_weights = flat() ? reinterpret_cast<float*>(t.local_weights.data) : nullptr;
+    }
+    dispatch_choices.weigh_input = p.weigh_input;
+    dispatch_choices.zero_padding = p.zero_padding;
+    dispatch_choices.zero_tail = p.zero_tail;
+    dispatch_choices.lane = options.lane;
+}
+
+void layer::state::fill_combine_arguments() {
+    combine_arguments.resize(tensors.size());
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        rank_tensors& t = tensors[i];
+        combine_args& a = combine_arguments[i];
+        a.rows = view_of(p, t.expert_rows, p.combine, t.num_rows, p.combine_stride);
+        a.weights = p.weigh_combine && !flat() ? t.weights : nullptr;
+        a.output = view_of(p, t.result.data, p.combine, input_of(i).tokens, p.combine_stride);
+    }
+    combine_choices = {p.reduction, options.lane};
+}
+
+void layer::state::fetch_dispatched() {
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        const rank_tensors& t = tensors[i];
+        rank_output& out = seen.ranks[i];
+        const plan_view view = plan_.view(static_cast<int>(i));
+        const auto slots = static_cast<std::size_t>(view.num_slots);
+        out.counts = memory.fetch(view.counts, slots);
+        out.offsets = memory.fetch(view.offsets, slots + 1);
+        out.num_rows = memory.fetch(view.num_rows, 1)[0];
+        out.allocated_rows = t.num_rows;
+        out.rows = fetch<std::byte>(t.rows);
+        out.scales = fetch<std::byte>(t.scales);
+        out.row_source = fetch<std::int32_t>(t.row_source);
+        out.row_weights = fetch<float>(t.row_weights);
+        out.local_ids = fetch<std::int32_t>(t.local_ids);
+        out.local_weights = fetch<float>(t.local_weights);
+    }
+}
+
+void layer::state::check_guards() {
+    for (const guarded& g : all) {
+        const auto guard = memory.fetch(g.data + g.bytes, guard_bytes);
+        const auto spoiled =
+            std::find_if(guard.begin(), guard.end(), [](std::byte b) { return b != std::byte{poison}; });
+        if (spoiled != guard.end()) {
+            throw error(error_kind::internal, fmt::format("memory behind {} was overwritten, {} bytes past its end",
+                                                          g.name, spoiled - guard.begin()));
+        }
+    }
+}
+
+layer::layer(exchange& ex, memory_space& memory, const problem& p, layer_options options)
+    : state_(std::make_unique<state>(ex, memory, p, std::move(options))) {}
+layer::~layer() = default;
+layer::layer(layer&&) noexcept = default;
+layer& layer::operator=(layer&&) noexcept = default;
+
+void layer::upload() {
+    state& s = *state_;
+    for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+        const rank_input& in = s.input_of(i);
+        rank_tensors& t = s.tensors[i];
+        t.routing = s.memory.place(std::span<const std::byte>(in.routing));
+        t.weights = s.memory.place(std::span<const float>(in.weights));
+        t.input = s.place_rows(in.input, s.p.input);
+        t.input_scales = s.memory.place(std::span<const std::byte>(in.input_scales));
+        s.plan_arguments.push_back({t.routing, in.tokens, in.capacity});
+    }
+}
+
+void layer::make_plan() {
+    state& s = *state_;
+    for (std::int32_t n = 0; n < s.options.iters; ++n) {
+        s.poll();
+        s.plan_marks.push_back(s.memory.mark());
+        s.issue_plan();
+    }
+    s.plan_marks.push_back(s.memory.mark());
+    if (s.options.after_plan) {
+        s.options.after_plan(s.plan_);
+    }
+    for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+        s.allocate_outputs(i);
+    }
+    s.poison_outputs();
+    s.fill_dispatch_arguments();
+}
+
+void layer::dispatch_send() {
+    state& s = *state_;
+    s.exchange_.dispatch_send(s.plan_, s.dispatch_arguments, s.dispatch_choices, s.memory.stream());
+}
+
+void layer::dispatch_receive() {
+    state& s = *state_;
+    s.exchange_.dispatch_receive(s.plan_, s.dispatch_arguments, s.dispatch_choices, s.memory.stream());
+}
+
+void layer::dispatch() {
+    state& s = *state_;
+    for (std::int32_t n = 0; n < s.options.iters; ++n) {
+        s.poll();
+        s.dispatch_marks.push_back(s.memory.mark());
+        if (s.options.halves) {
+            dispatch_send();
+            dispatch_receive();
+        } else {
+            s.exchange_.dispatch(s.plan_, s.dispatch_arguments, s.dispatch_choices, s.memory.stream());
+        }
+    }
+    s.dispatch_marks.push_back(s.memory.mark());
+}
+
+void layer::run_experts() {
+    state& s = *state_;
+    s.fetch_dispatched();
+    if (s.options.after_dispatch) {
+        s.options.after_dispatch(s.seen);
+    }
+    const auto one = [&](std::size_t i) {
+        reference::apply_experts(s.p, s.first + static_cast<std::int32_t>(i), s.seen.ranks[i]);
+    };
+    const std::size_t workers = std::min<std::size_t>(std::max(1u, std::thread::hardware_concurrency()), 8);
+    std::size_t bytes = 0;
+    for (const rank_tensors& t : s.tensors) {
+        bytes += t.rows.bytes;
+    }
+    if (workers > 1 && s.tensors.size() > 1 && bytes > (4u << 20)) {
+        std::vector<std::thread> threads;
+        for (std::size_t w = 0; w < workers; ++w) {
+            threads.emplace_back([&, w] {
+                for (std::size_t i = w; i < s.tensors.size(); i += workers) {
+                    one(i);
+                }
+            });
+        }
+        for (auto& thread : threads) {
+            thread.join();
+        }
+    } else {
+        for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+            one(i);
+        }
+    }
+    for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+        s.poll();
+        s.tensors[i].expert_rows = s.place_rows(s.seen.ranks[i].expert_rows, s.p.combine);
+    }
+    s.fill_combine_arguments();
+}
+
+void layer::combine_send() {
+    state& s = *state_;
+    s.exchange_.combine_send(s.plan_, s.combine_arguments, s.combine_choices, s.memory.stream());
+}
+
+void layer::combine_receive() {
+    state& s = *state_;
+    s.exchange_.combine_receive(s.plan_, s.combine_arguments, s.combine_choices, s.memory.stream());
+}
+
+void layer::combine() {
+    state& s = *state_;
+    for (std::int32_t n = 0; n < s.options.iters; ++n) {
+        s.poll();
+        s.combine_marks.push_back(s.memory.mark());
+        if (s.options.halves) {
+            combine_send();
+            combine_receive();
+        } else {
+            s.exchange_.combine(s.plan_, s.combine_arguments, s.combine_choices, s.memory.stream());
+        }
+    }
+    s.combine_marks.push_back(s.memory.mark());
+}
+
+void layer::weight_gradients() {
+    state& s = *state_;
+    if (!s.p.weight_gradients) {
+        return;
+    }
+    std::vector<weight_gradient_args> args(s.tensors.size());
+    for (std::size_t i = 0; i < args.size(); ++i) {
+        rank_tensors& t = s.tensors[i];
+        const rank_input& in = s.input_of(i);
+        if (!in.row_gradients.empty()) {
+            // As many as the output has rows; what lies beyond the data is never read.
+            std::vector<float> given = in.row_gradients;
+            given.resize(static_cast<std::size_t>(t.num_rows));
+            args[i].row_gradients = s.memory.place(std::span<const float>(given));
+        } else {
+            t.gradient = s.memory.place(std::span<const std::byte>(in.gradient));
+            args[i].rows = view_of(s.p, t.expert_rows, s.p.combine, t.num_rows, s.p.combine_stride);
+            args[i].gradient = view_of(s.p, t.gradient, s.p.combine, in.tokens, s.p.hidden);
+        }
+        args[i].output = reinterpret_cast<float*>(t.weight_gradients.data);
+    }
+    s.exchange_.weight_gradients(s.plan_, args, s.memory.stream());
+}
+
+void layer::replay_graph(std::int32_t replays) {
+    state& s = *state_;
+    s.memory.record([&] {
+        s.plan_marks.assign(1, s.memory.mark());
+        s.issue_plan();
+        s.plan_marks.push_back(s.memory.mark());
+        s.dispatch_marks.assign(1, s.memory.mark());
+        s.exchange_.dispatch(s.plan_, s.dispatch_arguments, s.dispatch_choices, s.memory.stream());
+        s.dispatch_marks.push_back(s.memory.mark());
+        s.combine_marks.assign(1, s.memory.mark());
+        s.exchange_.combine(s.plan_, s.combine_arguments, s.combine_choices, s.memory.stream());
+        s.combine_marks.push_back(s.memory.mark());
+    });
+    s.poison_outputs();
+    for (std::int32_t n = 0; n < replays; ++n) {
+        s.poll();
+        s.memory.replay();
+    }
+    s.fetch_dispatched();
+}
+
+observation layer::finish() {
+    state& s = *state_;
+    for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+        s.seen.ranks[i].result = s.fetch<std::byte>(s.tensors[i].result);
+        if (s.p.weight_gradients) {
+            s.seen.ranks[i].weight_gradients = s.fetch<float>(s.tensors[i].weight_gradients);
+        }
+    }
+    s.memory.synchronize();
+    const plan_status status = s.plan_.status();
+    s.seen.bad_ids = status.bad_ids;
+    s.seen.duplicate_ids = status.duplicate_ids;
+    s.seen.excess_ids = status.excess_ids;
+    s.seen.dropped_rows = status.dropped_rows;
+    s.check_guards();
+    return std::move(s.seen);
+}
+
+void layer::add_times(layer_times& times) {
+    state& s = *state_;
+    const auto add = [&](const std::vector<std::size_t>& marks, std::vector<double>& out) {
+        for (std::size_t i = 0; i + 1 < marks.size(); ++i) {
+            out.push_back(s.memory.us_between(marks[i], marks[i + 1]));
+        }
+    };
+    add(s.plan_marks, times.plan_us);
+    add(s.dispatch_marks, times.dispatch_us);
+    add(s.combine_marks, times.combine_us);
+}
 
 exchange_config config_of(const problem& p, exchange_kind kind, std::int32_t lanes) {
     exchange_config c;
@@ -372,7 +462,25 @@ plan_options plan_options_of(const problem& p, std::int32_t lane) {
 
 observation run_problem(exchange& ex, memory_space& memory, const problem& p, const layer_options& options,
                         layer_times* times) {
-    return layer(ex, memory, p, options, times).run();
+    layer_options o = options;
+    if (o.graph) {
+        o.iters = 1;  // of the eager layer before the capture
+    }
+    layer l(ex, memory, p, o);
+    l.upload();
+    l.make_plan();
+    l.dispatch();
+    l.run_experts();
+    l.combine();
+    if (options.graph) {
+        l.replay_graph(options.iters);
+    }
+    l.weight_gradients();
+    observation seen = l.finish();
+    if (times != nullptr) {
+        l.add_times(*times);
+    }
+    return seen;
 }
 
 }  // namespace epjit::tools

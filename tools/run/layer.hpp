@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One MoE layer through the public API: plan, dispatch, stand-in experts on the host, combine, weight gradients. Used
-// by `run` and by the property tests of every exchange.
+// by `run` and by the property tests of every exchange. Works on the ranks that the exchange's communicator drives: all
+// of them, or a real rank's own.
 #pragma once
 
 #include "epjit/exchange.hpp"
@@ -9,6 +10,7 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,7 +19,10 @@ namespace epjit::tools {
 struct layer_options {
     std::int32_t iters = 1;  ///< each of plan, dispatch and combine is issued this often, without a wait between
     bool halves = false;     ///< send and receive halves instead of whole calls
+    bool graph = false;      ///< one eager layer, then plan, dispatch and combine captured and replayed `iters` times
     std::int32_t lane = 0;
+    std::int32_t token_bound = 0;   ///< plan_options::token_bound
+    std::int32_t misalignment = 0;  ///< elements by which rows start behind an aligned address
     const std::atomic<bool>* cancel = nullptr;
     /// Called with the plan before it is used, to spoil it; tests only.
     std::function<void(plan&)> after_plan;
@@ -26,15 +31,48 @@ struct layer_options {
 };
 
 struct layer_times {
-    std::vector<double> plan_us, dispatch_us, combine_us;  ///< of each iteration
+    std::vector<double> plan_us, dispatch_us, combine_us;  ///< of each iteration; with a graph: of the last replay
 };
 
 /// The exchange that a problem wants. Its tables point into `p`.
 exchange_config config_of(const reference::problem& p, exchange_kind kind, std::int32_t lanes = 1);
 plan_options plan_options_of(const reference::problem& p, std::int32_t lane = 0);
 
-/// Runs `p` on an exchange made with config_of(p). Outputs are poisoned first and have guard bytes behind them.
-/// @throws what the calls throw; error (internal) when a guard was overwritten; error (cancelled).
+/// The steps of one layer, for callers that have several at work; run_problem() takes them in order. Outputs are
+/// poisoned first and have guard bytes behind them. All but the constructor throw what the calls throw, and error
+/// (cancelled).
+class layer {
+   public:
+    /// `ex`, `memory` and `p` must live as long; the exchange was made with config_of(p), or with a larger token bound.
+    layer(exchange& ex, memory_space& memory, const reference::problem& p, layer_options options = {});
+    ~layer();
+    layer(layer&&) noexcept;
+    layer& operator=(layer&&) noexcept;
+
+    void upload();     ///< the inputs; first
+    void make_plan();  ///< second; makes room for the outputs
+    void dispatch();   ///< or its halves
+    void dispatch_send();
+    void dispatch_receive();
+    void run_experts();  ///< waits for what was dispatched and gives the experts' rows back to the exchange
+    void combine();      ///< or its halves
+    void combine_send();
+    void combine_receive();
+    void weight_gradients();  ///< nothing unless the problem asks for them
+    /// After one layer: captures plan, dispatch and combine in one graph, poisons the outputs and replays it.
+    /// @throws unsupported_error in host memory.
+    void replay_graph(std::int32_t replays);
+    /// Waits and fetches everything. @throws error (internal) when a guard was overwritten.
+    reference::observation finish();
+    /// After finish().
+    void add_times(layer_times& times);
+
+   private:
+    struct state;
+    std::unique_ptr<state> state_;
+};
+
+/// Runs `p` once.
 reference::observation run_problem(exchange& ex, memory_space& memory, const reference::problem& p,
                                    const layer_options& options = {}, layer_times* times = nullptr);
 

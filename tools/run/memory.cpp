@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/run/memory.hpp"
 
+#include "epjit/error.hpp"
 #include "host/driver/device.hpp"
 #include "host/exchange/communicator_state.hpp"
 
@@ -33,6 +34,11 @@ class host_space final : public memory_space {
     }
     [[nodiscard]] stream_t stream() const noexcept override { return nullptr; }
     void synchronize() override {}
+    void record(const std::function<void()>&) override {
+        throw unsupported_error("the host exchange has no graphs: it computes on the CPU when it is called",
+                                "leave --graph out, or use an exchange on a GPU");
+    }
+    void replay() override {}
     std::size_t mark() override {
         marks_.push_back(clock::now());
         return marks_.size() - 1;
@@ -84,8 +90,21 @@ class device_space final : public memory_space {
     }
     [[nodiscard]] stream_t stream() const noexcept override { return stream_.get(); }
     void synchronize() override { stream_.synchronize(); }
+    void record(const std::function<void()>& work) override {
+        host::stream_capture capture(context_, stream());
+        recording_ = true;
+        try {
+            work();
+        } catch (...) {
+            recording_ = false;
+            throw;
+        }
+        recording_ = false;
+        graph_ = capture.end();
+    }
+    void replay() override { graph_.launch(stream()); }
     std::size_t mark() override {
-        events_.emplace_back(context_).record(stream());
+        events_.emplace_back(context_).record(stream(), recording_);
         return events_.size() - 1;
     }
     double us_between(std::size_t from, std::size_t to) override { return events_[to].us_since(events_[from]); }
@@ -94,6 +113,8 @@ class device_space final : public memory_space {
     host::shared_context context_;
     std::deque<host::device_buffer> blocks_;
     std::deque<host::gpu_event> events_;
+    host::gpu_graph graph_;
+    bool recording_ = false;
     host::gpu_stream stream_;
 };
 

@@ -6,6 +6,7 @@
 #include "epjit/communicator.hpp"
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -24,7 +25,11 @@ class memory_space {
     virtual void fill(void* to, unsigned char value, std::size_t bytes) = 0;
     [[nodiscard]] virtual stream_t stream() const noexcept = 0;
     virtual void synchronize() = 0;
-    /// Notes a moment in the stream's work.
+    /// Records the calls that `work` issues on the stream instead of running them; replay() runs them, each time anew.
+    /// @throws unsupported_error in host memory, what `work` throws, cuda_error.
+    virtual void record(const std::function<void()>& work) = 0;
+    virtual void replay() = 0;
+    /// Notes a moment in the stream's work; noted in record(), that of the last replay.
     virtual std::size_t mark() = 0;
     /// Microseconds between two marks, after synchronize().
     virtual double us_between(std::size_t from, std::size_t to) = 0;
