@@ -138,8 +138,24 @@ class Run(CommandTest):
         self.assertEqual(result.status, 3, result.err)
         self.assertTrue(result.json["error"]["remedy"])
 
-    def test_a_process_of_a_launcher_is_refused_by_name(self):
-        self.assert_error(self.epjit("run", "--json", RANK="0", WORLD_SIZE="2"), 3, "unsupported", "WORLD_SIZE=2")
+    def test_ranks_of_a_launcher_need_their_gpus_and_only_rank_0_prints(self):
+        nowhere = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29400", EPJIT_CUDA_LIBRARY="/nowhere/libcuda.so.1",
+                       EPJIT_NCCL_LIBRARY="/nowhere/libnccl.so.2")
+        self.assert_error(self.epjit("run", "--json", RANK="0", **nowhere), 3, "library", "/nowhere/")
+        other = self.epjit("run", "--json", RANK="1", **nowhere)
+        self.assertEqual((other.status, other.out), (3, ""))
+        self.assertIn("epjit: rank 1: error: ", other.err)
+        self.assert_error(self.epjit("run", "--json", "--ranks", "3", RANK="0", **nowhere), 2, "config",
+                          "--ranks 3", "WORLD_SIZE=2")
+        self.assert_error(self.epjit("run", "--json", RANK="x", WORLD_SIZE="2"), 2, "config", "RANK is 'x'")
+
+    def test_one_process_drives_all_ranks_of_host_also_under_a_launcher(self):
+        result = self.epjit("run", "--json", "--check", "--exchange", "host", "--tokens", "4", "--ranks", "2", RANK="1", WORLD_SIZE="2")
+        self.assertEqual((result.status, result.json["ok"]), (0, True))
+
+    def test_a_graph_needs_static_mode_and_a_gpu(self):
+        self.assert_error(self.epjit("run", "--json", "--graph", "--mode", "exact", "--exchange", "host"), 2, "config", "--mode static")
+        self.assert_error(self.epjit("run", "--json", "--graph", "--exchange", "host", "--tokens", "2"), 3, "unsupported", "graph")
 
 
 if __name__ == "__main__":

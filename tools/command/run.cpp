@@ -4,32 +4,23 @@
 #include "tools/command/shape.hpp"
 #include "tools/command/signals.hpp"
 #include "tools/command/table.hpp"
+#include "tools/run/launcher.hpp"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include <cstdlib>
 #include <numeric>
 
 namespace epjit::tools {
 namespace {
 
-/// Real ranks need an exchange that is not in this version; running the layer once in each process instead would only
-/// look like one.
-void refuse_launcher(const run_options& options) {
+/// Among a launcher's processes that are the ranks of one run, rank 0 prints for all.
+bool is_quiet_rank(const run_options& options) {
     if (options.exchange == exchange_kind::host || options.exchange == exchange_kind::loopback) {
-        return;
+        return false;
     }
-    for (const char* variable : {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}) {
-        const char* size = std::getenv(variable);
-        if (size != nullptr && std::atoi(size) > 1) {
-            throw unsupported_error(
-                fmt::format("this is one of {} processes of a launcher ({}={}): exchanges between processes are not in "
-                            "this version of epjit",
-                            size, variable, size),
-                "start one process, which drives all ranks: epjit run --ranks N");
-        }
-    }
+    const auto place = find_launcher();
+    return place && place->rank != 0;
 }
 
 nlohmann::ordered_json result_json(const run_result& r) {
@@ -67,7 +58,7 @@ std::string result_text(const run_options& o, const run_result& r) {
     times.add({"plan", fmt::format("{:.1f}", r.plan_us)});
     times.add({"dispatch", fmt::format("{:.1f}", r.dispatch_us)});
     times.add({"combine", fmt::format("{:.1f}", r.combine_us)});
-    text += times.text() + "\n";
+    text += times.text() + (o.graph ? "of the last replay of a graph\n\n" : "\n");
     text += fmt::format("{} rows dispatched", r.rows);
     if (r.status.bad_ids + r.status.duplicate_ids + r.status.excess_ids + r.status.dropped_rows > 0) {
         text += fmt::format("; {} bad ids, {} duplicate ids, {} ids beyond K, {} rows over capacity", r.status.bad_ids,
@@ -92,17 +83,13 @@ std::string result_text(const run_options& o, const run_result& r) {
     return text;
 }
 
-}  // namespace
-
-int run_command(context& ctx) {
-    run_options options = shape_options(ctx);
-    options.check = ctx.call.has("--check");
-    options.dump_dir = ctx.call.value("--dump").value_or("");
-    refuse_launcher(options);
-    interruptible scope;
-    options.cancel = &interruptible::flag();
+int run_and_print(context& ctx, const run_options& options) {
     runtime rt(ctx.runtime_options());
     const run_result result = run_layer(rt, options);
+    const int status = result.ok ? exit_done : exit_check_failed;
+    if (is_quiet_rank(options)) {
+        return status;
+    }
     if (!result.note.empty()) {
         std::fputs(fmt::format("epjit: exchange {}: {}\n", name(result.exchange),
                                result.note.substr(0, result.note.find('\n')))
@@ -114,7 +101,27 @@ int run_command(context& ctx) {
     } else {
         print(result_text(options, result));
     }
-    return result.ok ? exit_done : exit_check_failed;
+    return status;
+}
+
+}  // namespace
+
+int run_command(context& ctx) {
+    run_options options = shape_options(ctx);
+    options.check = ctx.call.has("--check");
+    options.dump_dir = ctx.call.value("--dump").value_or("");
+    interruptible scope;
+    options.cancel = &interruptible::flag();
+    if (!is_quiet_rank(options)) {
+        return run_and_print(ctx, options);
+    }
+    try {
+        return run_and_print(ctx, options);
+    } catch (...) {
+        const failure_text text = describe_failure(std::current_exception());
+        std::fputs(fmt::format("epjit: rank {}: error: {}\n", find_launcher()->rank, text.message).c_str(), stderr);
+        return status_of(text.kind);
+    }
 }
 
 }  // namespace epjit::tools

@@ -58,11 +58,12 @@ run_options shape_options(const context& ctx) {
     o.layout = enum_option(call, "--layout", layout::expert_major);
     o.type = dtype_option(call);
     o.reduction = enum_option(call, "--reduction", reduction::per_rank);
-    o.mode = enum_option(call, "--mode", mode::exact);
+    o.graph = call.has("--graph");
+    // Only calls that read nothing back can be captured.
+    o.mode = enum_option(call, "--mode", o.graph ? mode::fixed : mode::exact);
     o.seed = static_cast<std::uint64_t>(
         number_option(call, "--seed", static_cast<std::int64_t>(o.seed), 0, std::numeric_limits<std::int64_t>::max()));
     o.iters = static_cast<std::int32_t>(number_option(call, "--iters", 1, 1, max_int));
-    o.graph = call.has("--graph");
     return o;
 }
 

@@ -100,9 +100,10 @@ void write_dump(const std::string& directory, const problem& p, const reference:
         return fmt::format("{}/{}.{}.npy", directory, name, rank);
     };
     const std::int64_t hidden = p.hidden;
-    for (std::int32_t rank = 0; rank < p.ranks; ++rank) {
+    for (std::size_t i = 0; i < seen.ranks.size(); ++i) {
+        const std::int32_t rank = seen.first_rank + static_cast<std::int32_t>(i);
         const rank_input& in = p.inputs[static_cast<std::size_t>(rank)];
-        const rank_output& out = seen.ranks[static_cast<std::size_t>(rank)];
+        const rank_output& out = seen.ranks[i];
         const std::array<std::int64_t, 2> tokens_by_hidden{in.tokens, hidden};
         const std::array<std::int64_t, 2> tokens_by_topk{in.tokens, p.topk};
         write_npy(file("x", rank), tokens_by_hidden, decode_rows(p.input, in.input, in.tokens, p.input_stride, hidden));
@@ -115,6 +116,9 @@ void write_dump(const std::string& directory, const problem& p, const reference:
         write_npy(file("row_source", rank), std::array<std::int64_t, 2>{count, 2}, rows.sources);
         write_npy(file("out", rank), tokens_by_hidden,
                   decode_rows(p.combine, out.result, in.tokens, p.combine_stride, hidden));
+    }
+    if (seen.first_rank != 0) {
+        return;
     }
     write_npy(directory + "/expert_scale.npy", std::array<std::int64_t, 1>{p.experts}, p.expert_scale);
     write_npy(directory + "/expert_bias.npy", std::array<std::int64_t, 2>{p.experts, hidden}, p.expert_bias);

@@ -55,18 +55,24 @@ struct layer::state {
     state(exchange& ex, memory_space& space, const problem& job, layer_options o)
         : exchange_(ex),
           memory(space),
-          p(job),
+          job_(&job),
           options(std::move(o)),
           first(ex.state().config.first_driven),
           tensors(static_cast<std::size_t>(ex.state().config.num_driven)) {
+        forget();
+    }
+    void forget() {
+        seen = {};
         seen.first_rank = first;
         seen.ranks.resize(tensors.size());
+        fetched = false;
     }
 
+    [[nodiscard]] const problem& job() const { return *job_; }
     [[nodiscard]] const rank_input& input_of(std::size_t i) const {
-        return p.inputs[static_cast<std::size_t>(first) + i];
+        return job().inputs[static_cast<std::size_t>(first) + i];
     }
-    [[nodiscard]] bool flat() const { return p.layout == layout::flat; }
+    [[nodiscard]] bool flat() const { return job().layout == layout::flat; }
 
     void poll() const {
         if (options.cancel != nullptr && options.cancel->load()) {
@@ -112,7 +118,7 @@ struct layer::state {
 
     exchange& exchange_;
     memory_space& memory;
-    const problem& p;
+    const problem* job_;
     const layer_options options;
     const std::int32_t first;
     std::vector<rank_tensors> tensors;
@@ -125,36 +131,37 @@ struct layer::state {
     std::vector<std::size_t> plan_marks, dispatch_marks, combine_marks;
     plan plan_;
     observation seen;
+    bool fetched = false;  ///< `seen` holds what the last dispatch gave
 };
 
 void layer::state::allocate_outputs(std::size_t i) {
     rank_tensors& t = tensors[i];
     const rank_input& in = input_of(i);
     const plan_view view = plan_.view(static_cast<int>(i));
-    t.num_rows = p.layout == layout::masked ? std::int64_t{view.num_slots} * in.capacity
-                 : p.mode == mode::exact    ? view.rows
-                                            : in.capacity;
+    t.num_rows = job().layout == layout::masked ? std::int64_t{view.num_slots} * in.capacity
+                 : job().mode == mode::exact    ? view.rows
+                                                : in.capacity;
     const auto rows = static_cast<std::size_t>(t.num_rows);
     const auto name = [&](const char* what) { return fmt::format("{} of rank {}", what, first + static_cast<int>(i)); };
     const auto shift = [&](dtype type) { return static_cast<std::size_t>(options.misalignment * size_of(type)); };
-    t.rows = make_output(rows * static_cast<std::size_t>(p.dispatch_stride * size_of(p.dispatch)), name("rows"),
-                         shift(p.dispatch));
-    t.scales = make_output(rows * static_cast<std::size_t>(p.groups() * size_of(p.scales)), name("scales"));
+    t.rows = make_output(rows * static_cast<std::size_t>(job().dispatch_stride * size_of(job().dispatch)), name("rows"),
+                         shift(job().dispatch));
+    t.scales = make_output(rows * static_cast<std::size_t>(job().groups() * size_of(job().scales)), name("scales"));
     t.row_source = make_output(rows * 8, name("row_source"));
-    const std::size_t ids = flat() ? rows * static_cast<std::size_t>(p.topk) * 4 : 0;
+    const std::size_t ids = flat() ? rows * static_cast<std::size_t>(job().topk) * 4 : 0;
     t.row_weights = make_output(flat() ? 0 : rows * 4, name("row_weights"));
     t.local_ids = make_output(ids, name("local_ids"));
     t.local_weights = make_output(ids, name("local_weights"));
-    t.result = make_output(static_cast<std::size_t>(in.tokens * p.combine_stride * size_of(p.combine)),
-                           name("combined rows"), shift(p.combine));
-    if (p.weight_gradients) {
+    t.result = make_output(static_cast<std::size_t>(in.tokens * job().combine_stride * size_of(job().combine)),
+                           name("combined rows"), shift(job().combine));
+    if (job().weight_gradients) {
         t.weight_gradients =
-            make_output(static_cast<std::size_t>(in.tokens * p.weight_columns() * 4), name("weight gradients"));
+            make_output(static_cast<std::size_t>(in.tokens * job().weight_columns() * 4), name("weight gradients"));
     }
 }
 
 void layer::state::issue_plan() {
-    plan_options o = plan_options_of(p, options.lane);
+    plan_options o = plan_options_of(job(), options.lane);
     o.token_bound = options.token_bound;
     plan_ = exchange_.make_plan(plan_arguments, o, memory.stream(), std::move(plan_));
 }
@@ -164,15 +171,15 @@ void layer::state::fill_dispatch_arguments() {
     for (std::size_t i = 0; i < tensors.size(); ++i) {
         rank_tensors& t = tensors[i];
         dispatch_args& a = dispatch_arguments[i];
-        a.input = view_of(p, t.input, p.input, input_of(i).tokens, p.input_stride);
-        if (p.input == dtype::fp8_e4m3) {
+        a.input = view_of(job(), t.input, job().input, input_of(i).tokens, job().input_stride);
+        if (job().input == dtype::fp8_e4m3) {
             a.input.scales = t.input_scales;
-            a.input.scale = p.scales;
+            a.input.scale = job().scales;
         }
-        a.output = view_of(p, t.rows.data, p.dispatch, t.num_rows, p.dispatch_stride);
-        if (p.scales != scale_type::none) {
+        a.output = view_of(job(), t.rows.data, job().dispatch, t.num_rows, job().dispatch_stride);
+        if (job().scales != scale_type::none) {
             a.output.scales = t.scales.data;
-            a.output.scale = p.scales;
+            a.output.scale = job().scales;
         }
         a.weights = t.weights;
         a.row_source = reinterpret_cast<std::int32_t*>(t.row_source.data);
@@ -180,9 +187,9 @@ void layer::state::fill_dispatch_arguments() {
         a.local_ids = flat() ? reinterpret_cast<std::int32_t*>(t.local_ids.data) : nullptr;
         a.local_weights = flat() ? reinterpret_cast<float*>(t.local_weights.data) : nullptr;
     }
-    dispatch_choices.weigh_input = p.weigh_input;
-    dispatch_choices.zero_padding = p.zero_padding;
-    dispatch_choices.zero_tail = p.zero_tail;
+    dispatch_choices.weigh_input = job().weigh_input;
+    dispatch_choices.zero_padding = job().zero_padding;
+    dispatch_choices.zero_tail = job().zero_tail;
     dispatch_choices.lane = options.lane;
 }
 
@@ -191,14 +198,15 @@ void layer::state::fill_combine_arguments() {
     for (std::size_t i = 0; i < tensors.size(); ++i) {
         rank_tensors& t = tensors[i];
         combine_args& a = combine_arguments[i];
-        a.rows = view_of(p, t.expert_rows, p.combine, t.num_rows, p.combine_stride);
-        a.weights = p.weigh_combine && !flat() ? t.weights : nullptr;
-        a.output = view_of(p, t.result.data, p.combine, input_of(i).tokens, p.combine_stride);
+        a.rows = view_of(job(), t.expert_rows, job().combine, t.num_rows, job().combine_stride);
+        a.weights = job().weigh_combine && !flat() ? t.weights : nullptr;
+        a.output = view_of(job(), t.result.data, job().combine, input_of(i).tokens, job().combine_stride);
     }
-    combine_choices = {p.reduction, options.lane};
+    combine_choices = {job().reduction, options.lane};
 }
 
 void layer::state::fetch_dispatched() {
+    fetched = true;
     for (std::size_t i = 0; i < tensors.size(); ++i) {
         const rank_tensors& t = tensors[i];
         rank_output& out = seen.ranks[i];
@@ -242,9 +250,25 @@ void layer::upload() {
         rank_tensors& t = s.tensors[i];
         t.routing = s.memory.place(std::span<const std::byte>(in.routing));
         t.weights = s.memory.place(std::span<const float>(in.weights));
-        t.input = s.place_rows(in.input, s.p.input);
+        t.input = s.place_rows(in.input, s.job().input);
         t.input_scales = s.memory.place(std::span<const std::byte>(in.input_scales));
         s.plan_arguments.push_back({t.routing, in.tokens, in.capacity});
+    }
+}
+
+void layer::upload_again(const problem& other) {
+    state& s = *state_;
+    s.job_ = &other;
+    const auto replace = [&](void* to, const auto& values) {
+        s.memory.upload(to, values.data(), values.size() * sizeof(values[0]));
+    };
+    for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+        const rank_input& in = s.input_of(i);
+        const rank_tensors& t = s.tensors[i];
+        replace(t.routing, in.routing);
+        replace(t.weights, in.weights);
+        replace(t.input, in.input);
+        replace(t.input_scales, in.input_scales);
     }
 }
 
@@ -259,9 +283,12 @@ void layer::make_plan() {
     if (s.options.after_plan) {
         s.options.after_plan(s.plan_);
     }
-    for (std::size_t i = 0; i < s.tensors.size(); ++i) {
-        s.allocate_outputs(i);
+    if (s.all.empty()) {
+        for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+            s.allocate_outputs(i);
+        }
     }
+    s.fetched = false;
     s.poison_outputs();
     s.fill_dispatch_arguments();
 }
@@ -293,12 +320,19 @@ void layer::dispatch() {
 
 void layer::run_experts() {
     state& s = *state_;
+    if (s.options.experts_in_place) {
+        for (rank_tensors& t : s.tensors) {
+            t.expert_rows = t.rows.data;
+        }
+        s.fill_combine_arguments();
+        return;
+    }
     s.fetch_dispatched();
     if (s.options.after_dispatch) {
         s.options.after_dispatch(s.seen);
     }
     const auto one = [&](std::size_t i) {
-        reference::apply_experts(s.p, s.first + static_cast<std::int32_t>(i), s.seen.ranks[i]);
+        reference::apply_experts(s.job(), s.first + static_cast<std::int32_t>(i), s.seen.ranks[i]);
     };
     const std::size_t workers = std::min<std::size_t>(std::max(1u, std::thread::hardware_concurrency()), 8);
     std::size_t bytes = 0;
@@ -324,7 +358,7 @@ void layer::run_experts() {
     }
     for (std::size_t i = 0; i < s.tensors.size(); ++i) {
         s.poll();
-        s.tensors[i].expert_rows = s.place_rows(s.seen.ranks[i].expert_rows, s.p.combine);
+        s.tensors[i].expert_rows = s.place_rows(s.seen.ranks[i].expert_rows, s.job().combine);
     }
     s.fill_combine_arguments();
 }
@@ -356,7 +390,7 @@ void layer::combine() {
 
 void layer::weight_gradients() {
     state& s = *state_;
-    if (!s.p.weight_gradients) {
+    if (!s.job().weight_gradients) {
         return;
     }
     std::vector<weight_gradient_args> args(s.tensors.size());
@@ -370,15 +404,15 @@ void layer::weight_gradients() {
             args[i].row_gradients = s.memory.place(std::span<const float>(given));
         } else {
             t.gradient = s.memory.place(std::span<const std::byte>(in.gradient));
-            args[i].rows = view_of(s.p, t.expert_rows, s.p.combine, t.num_rows, s.p.combine_stride);
-            args[i].gradient = view_of(s.p, t.gradient, s.p.combine, in.tokens, s.p.hidden);
+            args[i].rows = view_of(s.job(), t.expert_rows, s.job().combine, t.num_rows, s.job().combine_stride);
+            args[i].gradient = view_of(s.job(), t.gradient, s.job().combine, in.tokens, s.job().hidden);
         }
         args[i].output = reinterpret_cast<float*>(t.weight_gradients.data);
     }
     s.exchange_.weight_gradients(s.plan_, args, s.memory.stream());
 }
 
-void layer::replay_graph(std::int32_t replays) {
+void layer::record_graph() {
     state& s = *state_;
     s.memory.record([&] {
         s.plan_marks.assign(1, s.memory.mark());
@@ -391,19 +425,30 @@ void layer::replay_graph(std::int32_t replays) {
         s.exchange_.combine(s.plan_, s.combine_arguments, s.combine_choices, s.memory.stream());
         s.combine_marks.push_back(s.memory.mark());
     });
-    s.poison_outputs();
+}
+
+void layer::replay() {
+    state_->poll();
+    state_->memory.replay();
+    state_->fetched = false;
+}
+
+void layer::replay_graph(std::int32_t replays) {
+    record_graph();
+    state_->poison_outputs();
     for (std::int32_t n = 0; n < replays; ++n) {
-        s.poll();
-        s.memory.replay();
+        replay();
     }
-    s.fetch_dispatched();
 }
 
 observation layer::finish() {
     state& s = *state_;
+    if (!s.fetched) {
+        s.fetch_dispatched();
+    }
     for (std::size_t i = 0; i < s.tensors.size(); ++i) {
         s.seen.ranks[i].result = s.fetch<std::byte>(s.tensors[i].result);
-        if (s.p.weight_gradients) {
+        if (s.job().weight_gradients) {
             s.seen.ranks[i].weight_gradients = s.fetch<float>(s.tensors[i].weight_gradients);
         }
     }
@@ -414,7 +459,9 @@ observation layer::finish() {
     s.seen.excess_ids = status.excess_ids;
     s.seen.dropped_rows = status.dropped_rows;
     s.check_guards();
-    return std::move(s.seen);
+    observation seen = std::move(s.seen);
+    s.forget();
+    return seen;
 }
 
 void layer::add_times(layer_times& times) {

@@ -23,6 +23,9 @@ struct layer_options {
     std::int32_t lane = 0;
     std::int32_t token_bound = 0;   ///< plan_options::token_bound
     std::int32_t misalignment = 0;  ///< elements by which rows start behind an aligned address
+    /// Combine is given what dispatch made, without a visit to the host: for experts that return their input (scale 1,
+    /// bias 0), one dtype and stride, not on flat.
+    bool experts_in_place = false;
     const std::atomic<bool>* cancel = nullptr;
     /// Called with the plan before it is used, to spoil it; tests only.
     std::function<void(plan&)> after_plan;
@@ -49,8 +52,10 @@ class layer {
     layer(layer&&) noexcept;
     layer& operator=(layer&&) noexcept;
 
-    void upload();     ///< the inputs; first
-    void make_plan();  ///< second; makes room for the outputs
+    void upload();  ///< the inputs; first
+    /// Puts the inputs of another problem, which differs in nothing but their contents, in the same places.
+    void upload_again(const reference::problem& other);
+    void make_plan();  ///< second; makes room for the outputs and poisons them
     void dispatch();   ///< or its halves
     void dispatch_send();
     void dispatch_receive();
@@ -62,7 +67,11 @@ class layer {
     /// After one layer: captures plan, dispatch and combine in one graph, poisons the outputs and replays it.
     /// @throws unsupported_error in host memory.
     void replay_graph(std::int32_t replays);
-    /// Waits and fetches everything. @throws error (internal) when a guard was overwritten.
+    /// The parts of replay_graph().
+    void record_graph();
+    void replay();
+    /// Waits and fetches everything. The layer may be used again from make_plan() on. @throws error (internal) when a
+    /// guard was overwritten.
     reference::observation finish();
     /// After finish().
     void add_times(layer_times& times);

@@ -28,7 +28,7 @@ struct run_options {
     epjit::mode mode = mode::exact;
     std::uint64_t seed = 1;
     std::int32_t iters = 1;
-    bool graph = false;                         ///< capture dispatch and combine, replay them
+    bool graph = false;                         ///< capture plan, dispatch and combine, replay them; static mode
     bool check = false;                         ///< compare with the reference
     std::string dump_dir;                       ///< empty: no dump; created when missing
     const std::atomic<bool>* cancel = nullptr;  ///< set by Ctrl-C; polled between steps
@@ -40,10 +40,11 @@ struct run_result {
     exchange_kind exchange = exchange_kind::host;  ///< the one that ran
     std::uint64_t checked_rows = 0;                ///< dispatched rows and combined tokens compared; 0 without `check`
     std::uint64_t mismatched_rows = 0;
-    double max_error = 0;    ///< largest absolute difference from the reference; finite
-    double dispatch_us = 0;  ///< median over iterations; host: wall, loopback: events
+    double max_error = 0;  ///< largest absolute difference from the reference; finite
+    /// Median over iterations, of the slowest rank; with a graph, of the last replay. host: wall, else events.
+    double dispatch_us = 0;
     double combine_us = 0;
-    std::vector<std::pair<std::string, std::uint64_t>> launches;  ///< by kernel name, in this run
+    std::vector<std::pair<std::string, std::uint64_t>> launches;  ///< by kernel name, in this run, all ranks
     std::uint64_t allocations = 0;
     std::uint64_t host_waits = 0;
 
@@ -60,8 +61,9 @@ struct run_result {
 /// The names that `routing` accepts besides a file, for messages and completion.
 inline constexpr const char* routing_names[] = {"uniform", "zipf", "grouped", "one-rank"};
 
-/// @throws config_error (bad shape, bad file), unsupported_error (an exchange that is not in this version),
-/// library_error (no driver), error of kind cancelled.
+/// Under a launcher every process calls it and gets the result of all ranks, or an error of the same kind. @throws
+/// config_error (bad shape, bad file), unsupported_error (an exchange that this machine cannot carry), library_error
+/// (no driver, no NCCL), timeout_error, nccl_error, error of kind cancelled.
 run_result run_layer(runtime& rt, const run_options& options);
 
 }  // namespace epjit::tools
