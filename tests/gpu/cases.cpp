@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 namespace epjit::tests {
@@ -230,7 +231,7 @@ std::vector<shape> draw_shapes(std::mt19937_64& random, int count) {
     return shapes;
 }
 
-problem draw_case(const shape& s, std::mt19937_64& random, std::int64_t budget, run_style& style) {
+problem draw_job(const shape& s, std::mt19937_64& random) {
     problem p;
     p.ranks = s.ranks;
     p.experts = s.experts;
@@ -241,13 +242,6 @@ problem draw_case(const shape& s, std::mt19937_64& random, std::int64_t budget, 
     p.combine = s.combine;
     p.scales = s.scales;
     p.form = s.form;
-    p.ids = pick(random, {id_type::i16, id_type::i32, id_type::u32, id_type::i64});
-    p.layout = pick(random, {layout::expert_major, layout::expert_major, layout::flat, layout::masked});
-    p.mode = chance(random, 0.5) ? mode::exact : mode::fixed;
-    p.alignment = p.layout == layout::expert_major ? pick(random, {1, 1, 2, 8, 16, 128}) : 1;
-    p.reduction = p.layout == layout::flat
-                      ? pick(random, {reduction::per_rank, reduction::per_host})
-                      : pick(random, {reduction::per_rank, reduction::per_host, reduction::per_row});
     if (s.slots == s.experts && chance(random, 0.6)) {
         tools::reference::place_by_default(p);
     } else {
@@ -257,38 +251,55 @@ problem draw_case(const shape& s, std::mt19937_64& random, std::int64_t budget, 
     for (std::int32_t r = 0; r < s.ranks; ++r) {
         p.rank_hosts.push_back(between(random, 0, hosts - 1));
     }
+    tools::reference::make_experts(p, random());
+    return p;
+}
+
+void draw_call(problem& p, std::mt19937_64& random, const call_limits& limits, run_style& style) {
+    p.ids = pick(random, {id_type::i16, id_type::i32, id_type::u32, id_type::i64});
+    p.layout = pick(random, {layout::expert_major, layout::expert_major, layout::flat, layout::masked});
+    p.mode = chance(random, 0.5) ? mode::exact : mode::fixed;
+    p.alignment = p.layout == layout::expert_major ? pick(random, {1, 1, 2, 8, 16, 128}) : 1;
+    p.reduction = p.layout == layout::flat
+                      ? pick(random, {reduction::per_rank, reduction::per_host})
+                      : pick(random, {reduction::per_rank, reduction::per_host, reduction::per_row});
     const std::int32_t extra = chance(random, 0.3) ? pick(random, {1, 4, 8, 16}) : 0;
-    p.input_stride = s.hidden + extra;
-    p.dispatch_stride = s.hidden + (chance(random, 0.5) ? extra : 0);
-    p.combine_stride = s.hidden + (chance(random, 0.5) ? extra : 0);
-    p.weigh_input = p.layout != layout::flat && s.input != dtype::fp8_e4m3 && chance(random, 0.3);
+    p.input_stride = p.hidden + extra;
+    p.dispatch_stride = p.hidden + (chance(random, 0.5) ? extra : 0);
+    p.combine_stride = p.hidden + (chance(random, 0.5) ? extra : 0);
+    p.weigh_input = p.layout != layout::flat && p.input != dtype::fp8_e4m3 && chance(random, 0.3);
     p.weigh_combine = chance(random, 0.6);
     p.zero_padding = chance(random, 0.7);
     p.zero_tail = chance(random, 0.3);
 
-    const std::int64_t per_token = std::int64_t{s.ranks} * s.topk * s.hidden;
-    const auto most =
-        static_cast<std::int32_t>(std::clamp<std::int64_t>(budget / per_token, 1, pick(random, {40, 300, 3000})));
-    const std::int32_t choices = s.form == routing_form::slots ? s.slots : s.experts;
-    p.inputs.resize(s.ranks);
+    const std::int64_t per_token = std::int64_t{p.ranks} * p.topk * p.hidden;
+    const auto affordable = static_cast<std::int32_t>(
+        std::clamp<std::int64_t>(limits.elements / per_token, 1, pick(random, {40, 300, 3000})));
+    const std::int32_t most = std::min(affordable, limits.max_tokens);
+    const auto choices = p.form == routing_form::slots ? static_cast<std::int32_t>(p.slot_expert.size()) : p.experts;
+    p.inputs.assign(static_cast<std::size_t>(p.ranks), {});
     for (rank_input& in : p.inputs) {
         in.tokens = chance(random, 0.15) ? 0 : between(random, 1, most);
         const std::vector<std::int64_t> ids = draw_ids(p, choices, in.tokens, random);
-        s.form == routing_form::sparse ? write_map(p, in, ids, random) : write_ids(p, in, ids);
+        p.form == routing_form::sparse ? write_map(p, in, ids, random) : write_ids(p, in, ids);
         draw_weights(p, in, random);
     }
     tools::generate_inputs(p, random());
     draw_input_scales(p, random);
-    tools::reference::make_experts(p, random());
     draw_capacities(p, random);
     draw_gradients(p, random);
     style.iterations = between(random, 1, 3);
     style.halves = chance(random, 0.3);
-    p.text = fmt::format("R={} E={} S={} K={} H={} {}->{} ({}) combine {} {} ids {} {} {} align {} {}{}{}{}", s.ranks,
-                         s.experts, s.slots, s.topk, s.hidden, name(s.input), name(s.dispatch), name(s.scales),
-                         name(s.combine), name(s.form), name(p.ids), name(p.layout), name(p.mode), p.alignment,
-                         name(p.reduction), p.overflow == overflow::drop ? " drop" : "",
+    p.text = fmt::format("R={} E={} S={} K={} H={} {}->{} ({}) combine {} {} ids {} {} {} align {} {}{}{}{}", p.ranks,
+                         p.experts, p.slot_expert.size(), p.topk, p.hidden, name(p.input), name(p.dispatch),
+                         name(p.scales), name(p.combine), name(p.form), name(p.ids), name(p.layout), name(p.mode),
+                         p.alignment, name(p.reduction), p.overflow == overflow::drop ? " drop" : "",
                          p.weigh_input ? " weigh_input" : "", p.weigh_combine ? " weigh_combine" : "");
+}
+
+problem draw_case(const shape& s, std::mt19937_64& random, std::int64_t budget, run_style& style) {
+    problem p = draw_job(s, random);
+    draw_call(p, random, {budget, std::numeric_limits<std::int32_t>::max()}, style);
     return p;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random cases for the loopback exchange. Shapes, which need compiling, come from a small pool; everything that is a
+// Random cases for the exchanges on GPUs. Shapes, which need compiling, come from a small pool; everything that is a
 // run-time argument is drawn anew for each case.
 #pragma once
 
@@ -28,6 +28,16 @@ struct run_style {
     int iterations = 1;
     bool halves = false;
 };
+
+/// What an exchange is made with: shape, placement, hosts, experts.
+tools::reference::problem draw_job(const shape& s, std::mt19937_64& random);
+
+struct call_limits {
+    std::int64_t elements = 0;    ///< moved, about, so that the reference stays quick
+    std::int32_t max_tokens = 0;  ///< of a rank
+};
+/// Everything else of `p`, drawn anew: what one call on that exchange brings.
+void draw_call(tools::reference::problem& p, std::mt19937_64& random, const call_limits& limits, run_style& style);
 
 /// One case of a shape: different data on every rank, skewed and empty ranks, -1, bad and duplicate ids, padding,
 /// strides, capacities that drop rows. About `budget` elements are moved, so that the reference stays quick.

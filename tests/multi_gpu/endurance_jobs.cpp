@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// What shows only after many calls: memory that grows, state that one call leaves to the next, graphs and eager calls
+// in each other's way.
+#include "epjit/error.hpp"
+#include "tests/multi_gpu/fixed_layer.hpp"
+#include "tests/multi_gpu/jobs.hpp"
+#include "tools/run/layer.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <deque>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <random>
+#include <vector>
+
+namespace epjit::tests {
+namespace {
+
+using tools::reference::problem;
+
+constexpr fixed_shape mixed_shapes[] = {
+    {256, 16, 4, 64},
+    {7168, 32, 8, 24, dtype::bf16, layout::expert_major, mode::exact, reduction::per_row},
+    {128, 8, 2, 200, dtype::f32, layout::masked, mode::fixed, reduction::per_rank},
+    {1000, 60, 6, 40, dtype::fp16, layout::expert_major, mode::fixed, reduction::per_rank},
+    {136, 17, 1, 1, dtype::bf16, layout::masked, mode::exact, reduction::per_rank},
+};
+
+/// An exchange with a layer on it that is run again and again.
+struct fixed_run {
+    fixed_run(rank_world& world, const fixed_shape& s, exchange_kind kind, std::uint64_t seed)
+        : job(make_fixed(s, world.ranks(), seed)),
+          ex(world.make_exchange(tools::config_of(job, kind))),
+          memory(world.make_memory()),
+          layer(ex, *memory, job, options()) {
+        ex.prepare();
+        layer.upload();
+    }
+    static tools::layer_options options() {
+        tools::layer_options o;
+        o.experts_in_place = true;
+        return o;
+    }
+    void once() {
+        layer.make_plan();
+        layer.dispatch();
+        layer.run_experts();
+        layer.combine();
+    }
+
+    problem job;
+    exchange ex;
+    std::unique_ptr<tools::memory_space> memory;
+    tools::layer layer;
+};
+
+void expect_equal_memory(rank_world& world, job_report& report, const char* what, std::size_t before) {
+    world.barrier();
+    const std::size_t after = free_device_memory(world);
+    world.barrier();
+    if (after != before) {
+        report.fail(fmt::format("rank {}: {}: {} bytes of device memory were free before, {} after", world.rank(), what,
+                                before, after));
+    }
+}
+
+std::size_t memory_now(rank_world& world) {
+    world.barrier();
+    const std::size_t now = free_device_memory(world);
+    world.barrier();
+    return now;
+}
+
+}  // namespace
+
+void stress_job(rank_world& world, const job_settings& settings, job_report& report) {
+    std::deque<fixed_run> runs;
+    for (const fixed_shape& s : mixed_shapes) {
+        runs.emplace_back(world, s, settings.exchange, settings.seed + runs.size());
+    }
+    std::mt19937_64 random(settings.seed);
+    const std::int64_t warm = std::min<std::int64_t>(settings.iterations / 2, 200);
+    std::optional<std::size_t> before;
+    for (std::int64_t i = 0; i < settings.iterations; ++i) {
+        if (i == warm) {
+            before = memory_now(world);
+        }
+        fixed_run& run = runs[random() % runs.size()];
+        run.once();
+        ++report.counts["layers"];
+        if (random() % 50 == 0 || i + 1 == settings.iterations) {
+            const std::string wrong = compare_with_oracle(run.job, run.layer.finish());
+            ++report.counts["checked"];
+            if (!wrong.empty()) {
+                report.fail(fmt::format("rank {}, iteration {}: {}", world.rank(), i, wrong));
+                break;
+            }
+        }
+    }
+    for (fixed_run& run : runs) {
+        run.memory->synchronize();
+    }
+    if (before) {
+        expect_equal_memory(world, report, "stress", *before);
+    }
+}
+
+void create_destroy_job(rank_world& world, const job_settings& settings, job_report& report) {
+    const std::int64_t cycles = std::min<std::int64_t>(settings.iterations, 100);
+    std::optional<std::size_t> before;
+    for (std::int64_t i = 0; i < cycles; ++i) {
+        if (i == std::min<std::int64_t>(cycles / 2, 5)) {  // what NCCL and the driver keep is there by now
+            before = memory_now(world);
+        }
+        {
+            fixed_run run(world, mixed_shapes[0], settings.exchange, settings.seed);
+            run.once();
+            const std::string wrong = compare_with_oracle(run.job, run.layer.finish());
+            if (!wrong.empty()) {
+                report.fail(fmt::format("rank {}, cycle {}: {}", world.rank(), i, wrong));
+            }
+            world.barrier();
+        }
+        ++report.counts["cycles"];
+    }
+    if (before) {
+        expect_equal_memory(world, report, "creating and destroying", *before);
+    }
+}
+
+void graph_job(rank_world& world, const job_settings& settings, job_report& report) {
+    constexpr int variants = 6;
+    constexpr std::int64_t check_each = 25;
+    fixed_shape shapes[] = {mixed_shapes[0], mixed_shapes[2]};
+    for (const fixed_shape& s : shapes) {
+        fixed_run graphed(world, s, settings.exchange, settings.seed);
+        fixed_run eager(world, s, settings.exchange, settings.seed + 1);
+        // On the same exchange as the graph: eager calls and replays take turns on its flags and epochs.
+        tools::layer shared(graphed.ex, *graphed.memory, eager.job, fixed_run::options());
+        shared.upload();
+        std::vector<problem> jobs;
+        for (int v = 0; v < variants; ++v) {
+            jobs.push_back(make_fixed(s, world.ranks(), settings.seed + 10 + static_cast<std::uint64_t>(v)));
+        }
+        graphed.once();
+        graphed.memory->synchronize();
+        graphed.layer.record_graph();
+        std::mt19937_64 random(settings.seed);
+        const problem* loaded = &graphed.job;
+        for (std::int64_t i = 0; i < settings.iterations; ++i) {
+            if (random() % 4 == 0) {
+                loaded = &jobs[random() % jobs.size()];
+                graphed.layer.upload_again(*loaded);
+            }
+            graphed.layer.replay();
+            ++report.counts["replays"];
+            const bool with_eager = random() % 5 == 0;
+            if (with_eager) {
+                shared.make_plan();
+                shared.dispatch();
+                shared.run_experts();
+                shared.combine();
+                eager.once();
+                ++report.counts["eager"];
+            }
+            if (i % check_each == check_each - 1 || i + 1 == settings.iterations) {
+                std::string wrong = compare_with_oracle(*loaded, graphed.layer.finish());
+                if (wrong.empty() && with_eager) {
+                    wrong = compare_with_oracle(eager.job, shared.finish());
+                }
+                ++report.counts["checked"];
+                if (!wrong.empty()) {
+                    report.fail(fmt::format("rank {}, replay {}: {}", world.rank(), i, wrong));
+                    break;
+                }
+            }
+        }
+        graphed.memory->synchronize();
+        eager.memory->synchronize();
+        world.barrier();
+    }
+}
+
+void overflow_job(rank_world& world, const job_settings& settings, job_report& report) {
+    fixed_run run(world, mixed_shapes[0], settings.exchange, settings.seed);
+    run.once();
+    const std::string wrong = compare_with_oracle(run.job, run.layer.finish());
+    if (!wrong.empty()) {
+        report.fail(wrong);
+    }
+    // Too little room on the last rank only: all ranks hear of it.
+    problem tight = make_fixed(mixed_shapes[0], world.ranks(), settings.seed + 1);
+    tight.inputs.back().capacity = 1;
+    tools::layer l(run.ex, *run.memory, tight, fixed_run::options());
+    l.upload();
+    try {
+        for (int i = 0; i < 2; ++i) {
+            l.make_plan();
+            l.dispatch();
+            l.run_experts();
+            l.combine();
+            run.memory->synchronize();
+        }
+        report.fail(fmt::format("rank {}: rows over the capacity of another rank were not reported", world.rank()));
+    } catch (const capacity_error& e) {
+        ++report.counts["capacity errors"];
+        if (e.remedy().find("capacity") == std::string::npos) {
+            report.fail(fmt::format("rank {}: no remedy in: {}", world.rank(), e.what()));
+        }
+    }
+    world.barrier();
+}
+
+}  // namespace epjit::tests

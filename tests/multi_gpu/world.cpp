@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/multi_gpu/world.hpp"
+
+#include "host/driver/device.hpp"
+#include "host/exchange/communicator_state.hpp"
+#include "host/nccl/communicator.hpp"
+
+#include <utility>
+
+namespace epjit::tests {
+namespace {
+
+class real_world final : public rank_world {
+   public:
+    real_world(runtime& rt, communicator comm) : rt_(rt), comm_(std::move(comm)) {}
+    [[nodiscard]] runtime& rt() override { return rt_; }
+    [[nodiscard]] communicator& comm() override { return comm_; }
+    [[nodiscard]] bool on_gpu() const override { return true; }
+    exchange make_exchange(const exchange_config& config) override { return exchange(comm_, config); }
+    std::unique_ptr<tools::memory_space> make_memory() override { return tools::make_memory_space(comm_); }
+    void barrier() override { comm_.state().nccl->barrier_host(); }
+
+   private:
+    runtime& rt_;
+    communicator comm_;
+};
+
+}  // namespace
+
+std::unique_ptr<rank_world> make_real_world(runtime& rt, communicator comm) {
+    return std::make_unique<real_world>(rt, std::move(comm));
+}
+
+std::size_t free_device_memory(rank_world& world) {
+    const host::shared_context& context = world.comm().state().context;
+    if (context == nullptr) {
+        return 0;
+    }
+    context->synchronize();
+    const host::scoped_context current(*context);
+    std::size_t available = 0;
+    std::size_t total = 0;
+    context->api().check(context->api().memory_info(&available, &total), "cuMemGetInfo");
+    return available;
+}
+
+}  // namespace epjit::tests
