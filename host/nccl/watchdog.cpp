@@ -72,7 +72,8 @@ void nccl_watchdog::run() noexcept {
     }
     for (bool go_on = true; go_on;) {
         std::unique_lock lock(mutex_);
-        wake_.wait_for(lock, count_ > 0 ? busy_tick : idle_tick, [this] { return stop_; });
+        const bool idle = count_ == 0;
+        wake_.wait_for(lock, idle ? idle_tick : busy_tick, [&] { return stop_ || (idle && count_ > 0); });
         if (stop_) {
             break;
         }

@@ -27,7 +27,7 @@ struct fake_state {
     std::mutex mutex;
     std::vector<fake_launch> launches;
     std::atomic<long> allocations{0}, frees{0}, events_recorded{0}, waits{0}, loads{0};
-    std::atomic<int> plan_hangs{0}, reject_loads{0}, fail_query{0};
+    std::atomic<int> plan_hangs{0}, reject_loads{0}, fail_query{0}, events_pending{0};
     std::atomic<int> dropped_rows{0}, rows{0}, timed_out{0};
     epjit::stream_t capturing = nullptr;
     bool spoilt = false;  ///< the capture, by a call that cannot be captured
@@ -111,6 +111,9 @@ void fake_cuda_set_plan_hangs(int value) {
 }
 void fake_cuda_set_reject_loads(int value) {
     state().reject_loads = value;
+}
+void fake_cuda_set_events_pending(int value) {
+    state().events_pending = value;
 }
 void fake_cuda_set_query_failure(int value) {
     state().fail_query = value;
@@ -327,7 +330,7 @@ cu_result cuEventRecordWithFlags(cu_event, epjit::stream_t, unsigned) {
     return cu_success;
 }
 cu_result cuEventQuery(cu_event) {
-    return cu_success;
+    return state().events_pending != 0 ? cu_not_ready : cu_success;
 }
 cu_result cuEventSynchronize(cu_event) {
     return cu_success;
