@@ -96,10 +96,23 @@ readiness_report assess_readiness(const machine_report& machine) {
     if (!machine.nccl.found) {
         report.blockers.push_back({"no_nccl", "nccl", "rows cannot travel between GPUs"});
     }
-    report.blockers.push_back({"real_ranks_not_built", "exchange",
-                               "lsa, sendrecv, dense and hybrid are not in this version; loopback and host are"});
-    report.blockers.push_back({"capture_not_verified", "graph",
-                               "capture, instantiation, replay and a verified result were not seen on this machine"});
+    const auto demand = [&](const readiness_record* record, const char* where) {
+        for (blocker& b : blockers_of(record != nullptr ? *record : readiness_record{where, {}, {}})) {
+            report.blockers.push_back(std::move(b));
+        }
+    };
+    const auto seen = [&](bool loopback) -> const readiness_record* {
+        for (const readiness_record& r : machine.exchanges) {
+            if ((r.where == name(exchange_kind::loopback)) == loopback) {
+                return &r;
+            }
+        }
+        return nullptr;
+    };
+    demand(seen(true), "loopback");
+    if (machine.driver.gpus.size() > 1) {
+        demand(seen(false), "real ranks");
+    }
     report.ready = report.blockers.empty();
     return report;
 }

@@ -3,9 +3,15 @@
 // report.
 #pragma once
 
+#include "host/report/readiness.hpp"
+
 #include <cstdint>
 #include <string>
 #include <vector>
+
+namespace epjit {
+class runtime;
+}
 
 namespace epjit::host {
 
@@ -46,13 +52,6 @@ struct nccl_report {
     std::string remedy;
 };
 
-/// What stands between this machine and replaying captured steps (design contract 12).
-struct blocker {
-    std::string id;     ///< stable, "no_gpu"
-    std::string where;  ///< the part concerned, "driver"
-    std::string why;
-};
-
 struct readiness_report {
     bool ready = false;  ///< only when capture, instantiation, replay and a verified result were all seen
     std::vector<blocker> blockers;
@@ -62,15 +61,20 @@ struct machine_report {
     driver_report driver;
     nvrtc_report nvrtc;
     nccl_report nccl;
+    std::vector<readiness_record> exchanges;  ///< what was seen of each; empty: nothing was tried
     readiness_report readiness;
 };
 
-/// Loads what is found. `state`'s options name the libraries.
+/// Loads what is found, runs nothing: `exchanges` is empty. `state`'s options name the libraries.
 machine_report probe_machine(runtime_state& state);
 
 /// Opens the first usable NCCL, see nccl_places().
 nccl_report probe_nccl(const std::string& library);
-/// Never ready in this version: each missing piece of evidence is a blocker.
+/// Captures and replays a small layer on loopback, and with two GPUs or more on the exchange that their ranks would
+/// take, each rank a thread. A machine without a GPU: nothing. Failures are in the records.
+std::vector<readiness_record> probe_exchanges(runtime& rt, const machine_report& machine);
+/// From `machine`'s libraries and `exchanges`: ready only when all four pieces of evidence were seen of loopback, and
+/// of real ranks where there are GPUs for them; each missing piece is a blocker.
 readiness_report assess_readiness(const machine_report& machine);
 
 }  // namespace epjit::host

@@ -103,6 +103,25 @@ class loopback_fake : public ::testing::Test {
     combine_args c;
 };
 
+TEST_F(loopback_fake, a_replay_whose_result_is_wrong_is_not_ready) {
+    // The fake driver captures and replays, and computes nothing.
+    fake_cuda::plan_result(0, 0, 0);
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    std::vector<std::string> blockers;
+    const readiness seen = prove_readiness(
+        ex,
+        [](void* user, std::string_view id, std::string_view, std::string_view why) {
+            static_cast<std::vector<std::string>*>(user)->push_back(std::string(id) + ": " + std::string(why));
+        },
+        &blockers);
+    EXPECT_TRUE(seen.captured && seen.instantiated && seen.replayed) << (blockers.empty() ? "" : blockers[0]);
+    EXPECT_FALSE(seen.verified || seen.ready());
+    ASSERT_EQ(blockers.size(), 1U);
+    EXPECT_THAT(blockers[0],
+                HasSubstr("result_not_verified: verify failed: the numbers of rows of rank 0 in replay 1"));
+}
+
 TEST_F(loopback_fake, resident_tensors_lie_on_the_device_and_steps_upload_nothing) {
     communicator comm = communicator::loopback(rt, 1);
     resident_registry weights(comm);

@@ -112,6 +112,17 @@ json to_json(const host::machine_report& m, const jit::nvrtc_report& nvrtc, cons
     for (const host::blocker& b : m.readiness.blockers) {
         blockers.push_back({{"id", b.id}, {"where", b.where}, {"why", b.why}});
     }
+    json exchanges = json::array();
+    for (const host::readiness_record& r : m.exchanges) {
+        exchanges.push_back({{"exchange", r.where},
+                             {"ready", r.seen.ready()},
+                             {"captured", r.seen.captured},
+                             {"instantiated", r.seen.instantiated},
+                             {"replayed", r.seen.replayed},
+                             {"verified", r.seen.verified},
+                             {"failure_stage", name(r.seen.failed_at)},
+                             {"failure", r.failure}});
+    }
     return {{"version", runtime::version()},
             {"driver",
              {{"found", m.driver.found},
@@ -139,6 +150,7 @@ json to_json(const host::machine_report& m, const jit::nvrtc_report& nvrtc, cons
               {"problem", m.nccl.problem},
               {"remedy", m.nccl.remedy}}},
             {"cache", std::move(cache)},
+            {"exchanges", std::move(exchanges)},
             {"ready", m.readiness.ready},
             {"blockers", std::move(blockers)}};
 }
@@ -222,7 +234,9 @@ std::string cache_text(const std::vector<layer_report>& layers) {
 
 int doctor_command(context& ctx) {
     runtime rt(ctx.runtime_options());
-    const host::machine_report machine = host::probe_machine(rt.state());
+    host::machine_report machine = host::probe_machine(rt.state());
+    machine.exchanges = host::probe_exchanges(rt, machine);
+    machine.readiness = host::assess_readiness(machine);
     jit::nvrtc_report nvrtc;
     if (machine.nvrtc.found) {
         nvrtc = jit::probe_nvrtc({ctx.env.nvrtc_library, ctx.log});
@@ -236,10 +250,17 @@ int doctor_command(context& ctx) {
         std::string text = fmt::format("epjit {}\n\n", runtime::version());
         text += driver_text(machine.driver) + nvrtc_text(machine.nvrtc, nvrtc) + nccl_text(machine.nccl) +
                 cache_text(layers);
+        for (const host::readiness_record& r : machine.exchanges) {
+            text += line(r.seen.ready(), "graphs",
+                         r.seen.ready()
+                             ? fmt::format("{}: captured, replayed with new data, equal to the CPU's result", r.where)
+                             : fmt::format("{}: {} failed", r.where, name(r.seen.failed_at))) +
+                    detail("why", r.failure);
+        }
         text += machine.readiness.ready ? "\nready: a captured, replayed and verified run was seen on this machine\n"
                                         : "\nnot ready for captured steps:\n";
         for (const host::blocker& b : machine.readiness.blockers) {
-            text += fmt::format("  {:22} {:9} {}\n", b.id, b.where, b.why.substr(0, b.why.find('\n')));
+            text += fmt::format("  {:22} {:10} {}\n", b.id, b.where, b.why.substr(0, b.why.find('\n')));
         }
         text += fmt::format("\nworks here: {}{}\n", machine.nvrtc.found ? "epjit warm, " : "",
                             machine.driver.found && (machine.nvrtc.found || cached)

@@ -9,6 +9,7 @@
 #include "epjit/lent_view.hpp"
 #include "epjit/log.hpp"
 #include "epjit/parallel.hpp"
+#include "epjit/readiness.hpp"
 #include "epjit/residency.hpp"
 #include "epjit/runtime.hpp"
 #include "epjit/types.hpp"
