@@ -4,6 +4,8 @@
 
 #include "epjit/error.hpp"
 #include "tests/host/temporary_folder.hpp"
+#include "tools/run/experts.hpp"
+#include "tools/run/layer.hpp"
 #include "tools/run/npy.hpp"
 #include "tools/run/routing.hpp"
 
@@ -207,6 +209,54 @@ TEST_F(run_engine, what_is_not_in_this_version_is_refused_by_name) {
     o = small();
     o.ranks = 65;
     EXPECT_THROW(tools::run_layer(rt, o), config_error);
+}
+
+TEST_F(run_engine, experts_are_uploaded_once_and_iterations_upload_nothing) {
+    for (const layout l : {layout::expert_major, layout::flat}) {
+        for (const std::int32_t iters : {1, 7}) {
+            tools::run_options o = small();
+            o.layout = l;
+            o.iters = iters;
+            const std::uint64_t before = rt.counters().uploads;
+            EXPECT_TRUE(tools::run_layer(rt, o).ok);
+            // Scales and biases of each of 5 ranks.
+            EXPECT_EQ(rt.counters().uploads - before, 10U) << iters << " iterations";
+        }
+    }
+}
+
+TEST_F(run_engine, layers_share_resident_experts) {
+    tools::reference::problem p;
+    p.ranks = 3;
+    p.experts = 4;  // not as many on every rank
+    p.topk = 2;
+    p.hidden = 24;
+    p.input_stride = p.dispatch_stride = p.combine_stride = p.hidden;
+    place_by_default(p);
+    p.inputs.resize(3);
+    for (auto& in : p.inputs) {
+        in.tokens = 6;
+        in.capacity = 40;
+    }
+    tools::generate_routing(p, "uniform", 3);
+    tools::generate_inputs(p, 3);
+    make_experts(p, 3);
+    communicator comm = communicator::host(rt, 3);
+    exchange ex(comm, tools::config_of(p, exchange_kind::host));
+    const auto memory = tools::make_memory_space(comm);
+    const tools::resident_experts experts(comm, p);
+    const std::uint64_t uploads = rt.counters().uploads;
+    const auto plain = tools::run_problem(ex, *memory, p);
+    tools::layer_options options;
+    options.experts = &experts;
+    for (int layer = 0; layer < 4; ++layer) {
+        const auto seen = tools::run_problem(ex, *memory, p, options);
+        for (std::size_t rank = 0; rank < 3; ++rank) {
+            EXPECT_EQ(seen.ranks[rank].result, plain.ranks[rank].result);
+        }
+    }
+    EXPECT_EQ(rt.counters().uploads, uploads);
+    EXPECT_EQ(experts.uploads(), 6U);
 }
 
 TEST_F(run_engine, an_interrupt_ends_the_run) {

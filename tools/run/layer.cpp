@@ -4,6 +4,7 @@
 #include "epjit/error.hpp"
 #include "host/exchange/exchange_state.hpp"
 #include "tools/reference/expert.hpp"
+#include "tools/run/experts.hpp"
 
 #include <fmt/format.h>
 
@@ -331,8 +332,14 @@ void layer::run_experts() {
     if (s.options.after_dispatch) {
         s.options.after_dispatch(s.seen);
     }
+    std::vector<reference::local_experts> experts;
+    for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+        experts.push_back(s.options.experts != nullptr
+                              ? s.options.experts->fetch(s.memory, static_cast<int>(i))
+                              : reference::experts_of(s.job(), s.first + static_cast<std::int32_t>(i)));
+    }
     const auto one = [&](std::size_t i) {
-        reference::apply_experts(s.job(), s.first + static_cast<std::int32_t>(i), s.seen.ranks[i]);
+        reference::apply_experts(s.job(), s.first + static_cast<std::int32_t>(i), experts[i], s.seen.ranks[i]);
     };
     const std::size_t workers = std::min<std::size_t>(std::max(1u, std::thread::hardware_concurrency()), 8);
     std::size_t bytes = 0;

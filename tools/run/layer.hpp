@@ -16,6 +16,8 @@
 
 namespace epjit::tools {
 
+class resident_experts;
+
 struct layer_options {
     std::int32_t iters = 1;  ///< each of plan, dispatch and combine is issued this often, without a wait between
     bool halves = false;     ///< send and receive halves instead of whole calls
@@ -26,6 +28,8 @@ struct layer_options {
     /// Combine is given what dispatch made, without a visit to the host: for experts that return their input (scale 1,
     /// bias 0), one dtype and stride, not on flat.
     bool experts_in_place = false;
+    /// Where the experts' parameters lie; null: they are taken from the problem.
+    const resident_experts* experts = nullptr;
     const std::atomic<bool>* cancel = nullptr;
     /// Called with the plan before it is used, to spoil it; tests only.
     std::function<void(plan&)> after_plan;

@@ -8,6 +8,7 @@
 #include "tools/reference/check.hpp"
 #include "tools/reference/expert.hpp"
 #include "tools/run/dump.hpp"
+#include "tools/run/experts.hpp"
 #include "tools/run/launcher.hpp"
 #include "tools/run/layer.hpp"
 #include "tools/run/memory.hpp"
@@ -224,12 +225,14 @@ void compare(const problem& p, const reference::observation& seen, run_result& r
 
 /// Times, counts and the check of the ranks that `comm` drives.
 run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, const run_options& options) {
+    const resident_experts experts(comm, p);
     exchange ex(comm, config_of(p, kind));
     ex.prepare();
     const std::unique_ptr<memory_space> memory = make_memory_space(comm);
     layer_options layer;
     layer.iters = options.iters;
     layer.graph = options.graph;
+    layer.experts = &experts;
     layer.cancel = options.cancel;
     layer_times times;
     const reference::observation seen = run_problem(ex, *memory, p, layer, &times);
