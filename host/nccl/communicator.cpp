@@ -142,9 +142,9 @@ void nccl_communicator::fail(failure kind, const std::string& text, int code) {
     throw error(error_kind::internal, text);  // check() has thrown
 }
 
-void nccl_communicator::settle(nccl_result result, const char* call) {
+void nccl_communicator::settle(ncclComm* comm, nccl_result result, const char* call) {
     const milliseconds limit = std::max(runtime_->options.first_wait_timeout, runtime_->options.wait_timeout);
-    const nccl_result end = host::settle(*api_, control_, result, clock::now() + limit);
+    const nccl_result end = host::settle(*api_, comm, result, clock::now() + limit);
     if (end == nccl_in_progress) {
         fail(failure::timeout,
              fmt::format("{}: {} was not done after {} ms: not every rank has made this call; its communicator was "
@@ -153,7 +153,7 @@ void nccl_communicator::settle(nccl_result result, const char* call) {
              0);
     }
     if (end != nccl_success) {
-        const char* last = api_->last_error != nullptr ? api_->last_error(control_) : nullptr;
+        const char* last = api_->last_error != nullptr ? api_->last_error(comm) : nullptr;
         fail(failure::nccl,
              fmt::format("{}: {} failed with {}{}{} (NCCL {})", rank_text(rank_, size_), call, api_->text(end),
                          last != nullptr && *last != '\0' ? "; last error: " : "", last != nullptr ? last : "",
@@ -191,7 +191,7 @@ void nccl_communicator::all_gather_host(const void* mine, void* all, std::size_t
     std::memcpy(s.host.data(), mine, bytes);
     std::byte* const gathered = s.device.as<std::byte>() + bytes;
     copy_to_device(context_, s.device.data(), s.host.data(), bytes, s.stream.get());
-    settle(api_->all_gather(s.device.data(), gathered, bytes, nccl_type::uint8, control_, s.stream.get()),
+    settle(control_, api_->all_gather(s.device.data(), gathered, bytes, nccl_type::uint8, control_, s.stream.get()),
            "exchanging host data (ncclAllGather)");
     copy_to_host(context_, s.host.as<std::byte>() + bytes, gathered, bytes * num_ranks, s.stream.get());
     wait_private("exchanging host data (ncclAllGather)");
@@ -241,7 +241,7 @@ void nccl_communicator::end_group(const char* call, nccl_result enqueued) {
         api_->fail(enqueued, call, rank_text(rank_, size_));
     }
     if (result == nccl_in_progress) {
-        settle(result, call);  // only where data moves on the control communicator
+        settle(handle_, result, call);  // where data moves on a non-blocking communicator
         return;
     }
     if (result != nccl_success) {

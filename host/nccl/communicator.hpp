@@ -88,8 +88,9 @@ class nccl_communicator {
 
     void begin_group();
     void end_group(const char* call, nccl_result enqueued);
-    /// Waits until a call on the control communicator is done. @throws after aborting when it fails or takes too long.
-    void settle(nccl_result result, const char* call);
+    /// Waits until a call on a non-blocking communicator is done. @throws after aborting when it fails or takes too
+    /// long.
+    void settle(ncclComm* comm, nccl_result result, const char* call);
     /// Waits for the work on the private stream, bounded alike.
     void wait_private(const char* phase);
     /// Of a host-side wait that did not end; the caller holds `calls_`.

@@ -128,7 +128,8 @@ void symmetric_window::state::register_memory(step_outcome& outcome) {
         const std::lock_guard lock(comm->calls_);
         const scoped_context current(*comm->context());
         comm->check();
-        comm->settle(api.window_register(comm->control_, local, padded, window.get(), nccl_window_symmetric),
+        comm->settle(comm->control_,
+                     api.window_register(comm->control_, local, padded, window.get(), nccl_window_symmetric),
                      "registering a symmetric window (ncclCommWindowRegister)");
     }
     if (*window == nullptr) {
