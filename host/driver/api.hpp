@@ -41,6 +41,7 @@ inline constexpr cu_result cu_unsupported_ptx_version = 222;
 inline constexpr cu_result cu_invalid_source = 300;
 inline constexpr cu_result cu_not_found = 500;
 inline constexpr cu_result cu_not_ready = 600;
+inline constexpr cu_result cu_peer_access_already_enabled = 704;
 inline constexpr cu_result cu_context_destroyed = 709;
 inline constexpr cu_result cu_capture_unsupported = 900;
 inline constexpr cu_result cu_capture_invalidated = 901;
@@ -111,6 +112,9 @@ inline constexpr unsigned stream_non_blocking = 1;
     X(copy_to_device, "cuMemcpyHtoDAsync_v2", cu_pointer, const void*, std::size_t, stream_t)                         \
     X(copy_to_host, "cuMemcpyDtoHAsync_v2", void*, cu_pointer, std::size_t, stream_t)                                 \
     X(copy_on_device, "cuMemcpyDtoDAsync_v2", cu_pointer, cu_pointer, std::size_t, stream_t)                          \
+    X(can_access_peer, "cuDeviceCanAccessPeer", int*, cu_device, cu_device)                                           \
+    X(enable_peer_access, "cuCtxEnablePeerAccess", cu_context, unsigned)                                              \
+    X(copy_to_peer, "cuMemcpyPeerAsync", cu_pointer, cu_context, cu_pointer, cu_context, std::size_t, stream_t)       \
     X(fill_bytes, "cuMemsetD8Async", cu_pointer, unsigned char, std::size_t, stream_t)                                \
     X(stream_create, "cuStreamCreate", stream_t*, unsigned)                                                           \
     X(stream_destroy, "cuStreamDestroy_v2", stream_t)                                                                 \

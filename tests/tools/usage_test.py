@@ -69,6 +69,11 @@ class BadUsage(CommandTest):
             (["explain", "--hosts", "9", "--ranks", "8"], "--hosts 9 with 8 ranks"),
             (["explain", "--link-gbps", "fast"], "--link-gbps: expected a number above 0", '"fast"'),
             (["bench", "--suite", "none"], "--suite: expected jit, route", '"none"'),
+            (["bench", "--suite", "exchange", "--exchange", "loopback"], "--exchange: expected auto, lsa", '"loopback"'),
+            (["bench", "--suite", "exchange", "--model", "nope"], "nope"),
+            (["bench", "--suite", "decode", "--tokens", "0"], "--tokens: expected a whole number", '"0"'),
+            (["bench", "--suite", "decode", "--ranks", "1"], "--ranks: expected a whole number of 2", '"1"'),
+            (["bench", "--suite", "exchange", "--iters", "none"], "--iters: expected a whole number", '"none"'),
             (["completion", "csh"], "expected bash, zsh or fish", '"csh"'),
             (["models", "--cache-dir"], "--cache-dir needs a value", "DIR"),
         ]
@@ -90,13 +95,19 @@ class BadUsage(CommandTest):
                 self.assert_error(self.epjit("models", "--json", **{name: value}), 2, "config", name, value)
 
     def test_what_is_not_built_yet_is_status_3_and_named(self):
-        for arguments, part in ((["tune"], "tune"), (["bench", "--suite", "exchange"], "exchange"),
-                                (["bench", "--suite", "decode"], "decode"), (["run", "--exchange", "lsa"], "lsa"),
+        for arguments, part in ((["tune"], "tune"), (["run", "--exchange", "lsa"], "lsa"),
                                 (["run", "--exchange", "sendrecv"], "sendrecv"),
                                 (["warm", "--profile", "p.json"], "profile"), (["run", "--exchange", "hybrid"], "hybrid"),
                                 (["explain", "--exchange", "dense"], "dense")):
             with self.subTest(arguments=arguments):
                 self.assert_error(self.epjit(*arguments, "--json"), 3, "unsupported", part, "not in this version")
+
+    def test_benches_of_real_ranks_need_a_driver_and_say_so(self):
+        for suite in ("exchange", "decode"):
+            with self.subTest(suite=suite):
+                self.assert_error(self.epjit("bench", "--suite", suite, "--quick", "--json",
+                                             EPJIT_CUDA_LIBRARY="/nonexistent/libcuda.so.1"), 3, "library",
+                                  "/nonexistent/libcuda.so.1")
 
 
 class Values(CommandTest):

@@ -42,7 +42,7 @@ using bench_function = void (*)(const context& ctx, bench_report& report);
 
 struct bench_suite {
     const char* name;
-    bench_function run;  ///< null: not in this version
+    bench_function run;
 };
 std::span<const bench_suite> bench_suites() noexcept;
 
@@ -51,6 +51,11 @@ void jit_suite(const context& ctx, bench_report& report);
 
 /// Permute, unpermute and plan on one GPU.
 void route_suite(const context& ctx, bench_report& report);
+
+/// Dispatch and combine between this machine's GPUs.
+void exchange_suite(const context& ctx, bench_report& report);
+/// Steps of few tokens in a graph.
+void decode_suite(const context& ctx, bench_report& report);
 
 /// The report as one page that needs nothing else.
 std::string html_page(const bench_report& report, const std::string& title);

@@ -7,8 +7,8 @@ std::span<const bench_suite> bench_suites() noexcept {
     static constexpr bench_suite all[] = {
         {"jit", jit_suite},
         {"route", route_suite},
-        {"exchange", nullptr},
-        {"decode", nullptr},
+        {"exchange", exchange_suite},
+        {"decode", decode_suite},
     };
     return all;
 }

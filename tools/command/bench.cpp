@@ -76,20 +76,12 @@ std::string to_text(const bench_report& report) {
     return text;
 }
 
-void run_suite(const context& ctx, const bench_suite& suite, bench_report& report) {
-    if (suite.run == nullptr) {
-        throw unsupported_error(fmt::format("bench suite {} is not in this version of epjit", suite.name),
-                                "the suites of this version are jit and route");
-    }
-    suite.run(ctx, report);
-}
-
 /// What can be measured here; what cannot is a note.
 void run_all(const context& ctx, bench_report& report) {
     std::exception_ptr first;
     for (const bench_suite& suite : bench_suites()) {
         try {
-            run_suite(ctx, suite, report);
+            suite.run(ctx, report);
         } catch (const error& e) {
             if (status_of(e.kind()) != exit_missing) {
                 throw;
@@ -116,7 +108,7 @@ int bench_command(context& ctx) {
     for (const bench_suite& suite : bench_suites()) {
         if (wanted == suite.name) {
             found = true;
-            run_suite(ctx, suite, report);
+            suite.run(ctx, report);
         }
     }
     if (!found) {

@@ -97,8 +97,15 @@ constexpr std::array<option_info, 17> explain_options{{
     {"--link-gbps", "X", "bandwidth between hosts in GB/s for each GPU (50)"},
 }};
 
-constexpr std::array<option_info, 2> bench_options{{
+constexpr std::array<option_info, 9> bench_options{{
     {"--suite", "jit|route|exchange|decode|all", "what to measure (all)"},
+    {"--exchange", "auto|lsa|sendrecv|dense|hybrid", "exchange, decode: only this one (auto: lsa, sendrecv, dense)"},
+    {"--model", "NAME", "exchange, decode: only this model's shape, see `epjit models`"},
+    {"--tokens", "T", "exchange, decode: only this number of tokens on each rank"},
+    {"--ranks", "N", "exchange, decode: GPUs to use (all)"},
+    {"--sms", "N", "exchange, decode: bound on the SMs of a call (0: automatic)"},
+    {"--iters", "N", "exchange, decode: timed repetitions, after 50 (200)"},
+    {"--quick", "", "exchange, decode: 10 repetitions after 3, to see that it works"},
     {"--html", "FILE", "write the tables as one self-contained page as well"},
 }};
 
@@ -151,11 +158,12 @@ constexpr std::array<command_info, 10> all{{
      "epjit doctor\nepjit doctor --json"},
     {"bench",
      "medians beside the floor measured in the same run",
-     "Suite jit needs NVRTC and no GPU; the others need a GPU.",
+     "Suite jit needs NVRTC and no GPU, route a GPU, exchange and decode two GPUs and NCCL.",
      {},
      bench_options,
      "epjit bench --suite jit\n"
-     "epjit bench --suite route --json"},
+     "epjit bench --suite route --json\n"
+     "epjit bench --suite exchange --model deepseek-v3 --tokens 4096 --exchange lsa"},
     {"tune",
      "time a shape's variants on this GPU (not in this version)",
      "Not in this version.",
