@@ -147,7 +147,7 @@ void graph_job(rank_world& world, const job_settings& settings, job_report& repo
         }
         graphed.once();
         graphed.memory->synchronize();
-        graphed.layer.record_graph();
+        graphed.layer.record_graph(1);
         std::mt19937_64 random(settings.seed);
         const problem* loaded = &graphed.job;
         for (std::int64_t i = 0; i < settings.iterations; ++i) {

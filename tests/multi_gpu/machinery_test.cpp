@@ -4,8 +4,10 @@
 #include "epjit/error.hpp"
 #include "tests/gpu/environment.hpp"
 #include "tests/multi_gpu/fixed_layer.hpp"
+#include "tests/multi_gpu/foreign_kernel.hpp"
 #include "tests/multi_gpu/ranks.hpp"
 #include "tests/multi_gpu/rendezvous.hpp"
+#include "tests/multi_gpu/scripted_ranks.hpp"
 #include "tools/run/layer.hpp"
 
 #include <fmt/format.h>
@@ -52,7 +54,7 @@ job_settings small_settings() {
     job_settings s;
     s.exchange = exchange_kind::host;
     s.seed = static_cast<std::uint64_t>(number_from("EPJIT_TEST_SEED", std::random_device{}()));
-    s.cases = number_from("EPJIT_TEST_CASES", 90);
+    s.cases = number_from("EPJIT_TEST_CASES", 60);
     s.only = number_from("EPJIT_GPU_ONLY", -1);
     std::printf("EPJIT_TEST_SEED=%llu\n", static_cast<unsigned long long>(s.seed));
     return s;
@@ -279,6 +281,45 @@ TEST(rank_setup, ranks_without_a_gpu_fail_with_a_reason_and_end) {
     }
     unsetenv("EPJIT_CUDA_LIBRARY");
     unsetenv("EPJIT_NCCL_LIBRARY");
+}
+
+TEST(scripted_ranks, do_what_they_are_told_and_answer_with_the_error) {
+    scripted_ranks ranks({1, true, false, 0}, {{"EPJIT_TEST_HOST_WORLD", "1"}});
+    ranks.all("connect");
+    ranks.all("exchange 0 lanes=2 max_tokens=64");
+    ranks.all("layer a lane=0 seed=11 mode=exact");
+    ranks.all("layer b lane=1 seed=12 layout=masked reduction=per_row bad_ids_of_rank=0");
+    for (const char* command : {"plan a", "plan b", "dispatch_send a", "dispatch b", "dispatch_receive a", "experts a",
+                                "experts b", "combine b", "combine_send a", "combine_receive a", "sync a", "barrier"}) {
+        ranks.all(command);
+    }
+    EXPECT_EQ(ranks.ask(0, "check a").text, "bad_ids=0");
+    EXPECT_EQ(ranks.ask(0, "check b").text, "bad_ids=1");
+    ranks.all("whole a");
+    ranks.all("check a");
+    const answer refused = ranks.ask(0, "combine_receive a");
+    EXPECT_FALSE(refused.ok);
+    EXPECT_EQ(refused.kind, "config");
+    EXPECT_THAT(refused.text, HasSubstr("without its combine_send"));
+    ranks.all("layer c more_tokens_on_rank=0 more=100");
+    const answer many = ranks.ask(0, "plan c");
+    EXPECT_EQ(many.kind, "config");
+    EXPECT_THAT(many.text, testing::AllOf(HasSubstr("164"), HasSubstr("64")));
+    EXPECT_EQ(ranks.ask(0, "nonsense a").kind, "exception");
+    EXPECT_EQ(ranks.first_failure(0, {"plan a", "combine_receive a", "exit"}, 10'000).kind, "config");
+    EXPECT_TRUE(ranks.first_failure(0, {"sleep ms=30", "sleep ms=20"}, 10'000).ms >= 50);
+    ranks.all("drop_exchange 0");
+    ranks.tell(0, "exit");
+    EXPECT_EQ(ranks.hear(0, 10'000).kind, "silent");
+    EXPECT_EQ(ranks.child(0).wait(in_ms(10'000)).status, 0);
+}
+
+TEST(foreign_kernel, is_compiled_by_the_nvrtc_at_hand) {
+    try {
+        EXPECT_GT(compile_foreign_kernel("sm_90a", "").size(), 500U);
+    } catch (const library_error& e) {
+        GTEST_SKIP() << e.message();
+    }
 }
 
 }  // namespace

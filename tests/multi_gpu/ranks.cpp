@@ -69,7 +69,10 @@ job_report run_processes(const rank_setup& setup, const std::string& job_name, c
 
 job_report run_threads(const rank_setup& setup, const std::string& job_name, const job_settings& settings) {
     const job work = find_job(job_name);
-    runtime rt;
+    runtime_options options;
+    options.wait_timeout_ms = number_from("EPJIT_WAIT_TIMEOUT_MS", 20'000);
+    options.first_wait_timeout_ms = number_from("EPJIT_FIRST_WAIT_TIMEOUT_MS", 60'000);
+    runtime rt(options);
     job_report all;
     std::mutex mutex;
     tools::for_thread_ranks(rt, setup.ranks, [&](communicator comm) {
@@ -93,6 +96,14 @@ environment_changes launcher_environment(const rank_setup& setup, int rank, int 
                           {"LOCAL_RANK", std::to_string(local)},
                           {"MASTER_ADDR", "127.0.0.1"},
                           {"MASTER_PORT", std::to_string(port)}};
+    // A suite that fails shall not take the minutes that a job may wait for its first step.
+    const auto unless_set = [&e](const char* name, const char* value) {
+        if (std::getenv(name) == nullptr) {
+            e.emplace_back(name, value);
+        }
+    };
+    unless_set("EPJIT_WAIT_TIMEOUT_MS", "20000");
+    unless_set("EPJIT_FIRST_WAIT_TIMEOUT_MS", "60000");
     if (setup.two_hosts) {
         e.emplace_back("NCCL_HOSTID", rank < half ? "epjit-host-a" : "epjit-host-b");
         e.emplace_back("LOCAL_WORLD_SIZE", std::to_string(half));

@@ -419,18 +419,20 @@ void layer::weight_gradients() {
     s.exchange_.weight_gradients(s.plan_, args, s.memory.stream());
 }
 
-void layer::record_graph() {
+void layer::record_graph(std::int32_t layers) {
     state& s = *state_;
     s.memory.record([&] {
-        s.plan_marks.assign(1, s.memory.mark());
-        s.issue_plan();
-        s.plan_marks.push_back(s.memory.mark());
-        s.dispatch_marks.assign(1, s.memory.mark());
-        s.exchange_.dispatch(s.plan_, s.dispatch_arguments, s.dispatch_choices, s.memory.stream());
-        s.dispatch_marks.push_back(s.memory.mark());
-        s.combine_marks.assign(1, s.memory.mark());
-        s.exchange_.combine(s.plan_, s.combine_arguments, s.combine_choices, s.memory.stream());
-        s.combine_marks.push_back(s.memory.mark());
+        for (std::int32_t n = 0; n < layers; ++n) {
+            s.plan_marks.assign(1, s.memory.mark());
+            s.issue_plan();
+            s.plan_marks.push_back(s.memory.mark());
+            s.dispatch_marks.assign(1, s.memory.mark());
+            s.exchange_.dispatch(s.plan_, s.dispatch_arguments, s.dispatch_choices, s.memory.stream());
+            s.dispatch_marks.push_back(s.memory.mark());
+            s.combine_marks.assign(1, s.memory.mark());
+            s.exchange_.combine(s.plan_, s.combine_arguments, s.combine_choices, s.memory.stream());
+            s.combine_marks.push_back(s.memory.mark());
+        }
     });
 }
 
@@ -441,7 +443,7 @@ void layer::replay() {
 }
 
 void layer::replay_graph(std::int32_t replays) {
-    record_graph();
+    record_graph(1);
     state_->poison_outputs();
     for (std::int32_t n = 0; n < replays; ++n) {
         replay();

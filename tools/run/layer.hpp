@@ -71,8 +71,8 @@ class layer {
     /// After one layer: captures plan, dispatch and combine in one graph, poisons the outputs and replays it.
     /// @throws unsupported_error in host memory.
     void replay_graph(std::int32_t replays);
-    /// The parts of replay_graph().
-    void record_graph();
+    /// The parts of replay_graph(); `layers` of them one after another in one graph.
+    void record_graph(std::int32_t layers);
     void replay();
     /// Waits and fetches everything. The layer may be used again from make_plan() on. @throws error (internal) when a
     /// guard was overwritten.

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the fault suites share: two scripted ranks with short limits, for each exchange between two ranks.
+#pragma once
+
+#include "epjit/types.hpp"
+#include "host/dispatcher/dispatcher.hpp"
+#include "host/runtime/runtime_state.hpp"
+#include "tests/gpu/environment.hpp"
+#include "tests/multi_gpu/scripted_ranks.hpp"
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <utility>
+
+namespace epjit::tests {
+
+inline constexpr std::int64_t fault_limit_ms = 2000;
+inline constexpr std::int64_t first_fault_limit_ms = 4000;
+/// What a survivor needs beyond the limit: NCCL's own abort, the watchdog's tick, the wait for the calls of others.
+inline constexpr std::int64_t fault_grace_ms = 8000;
+
+class faults : public ::testing::TestWithParam<exchange_kind> {
+   protected:
+    void SetUp() override {
+        if (!no_gpu_reason().empty()) {
+            GTEST_SKIP() << no_gpu_reason();
+        }
+        if (gpu_runtime().state().driver()->num_devices < 2) {
+            GTEST_SKIP() << "needs two GPUs";
+        }
+        if (!host::built_exchanges.has(GetParam())) {
+            GTEST_SKIP() << "exchange " << name(GetParam()) << " is not in this version";
+        }
+        if (const char* wanted = std::getenv("EPJIT_EXCHANGES"); wanted != nullptr && *wanted != '\0') {
+            if (fmt::format(",{},", wanted).find(fmt::format(",{},", name(GetParam()))) == std::string::npos) {
+                GTEST_SKIP() << "EPJIT_EXCHANGES=" << wanted;
+            }
+        }
+    }
+
+    [[nodiscard]] static scripted_ranks two_ranks() {
+        return {rank_setup{2, true, false, 0},
+                {{"EPJIT_WAIT_TIMEOUT_MS", std::to_string(fault_limit_ms)},
+                 {"EPJIT_FIRST_WAIT_TIMEOUT_MS", std::to_string(first_fault_limit_ms)}}};
+    }
+    [[nodiscard]] static bool stores() { return GetParam() == exchange_kind::lsa; }
+    [[nodiscard]] static std::string exchange_line(const std::string& id, const std::string& more = {}) {
+        return fmt::format("exchange {} kind={} {}", id, name(GetParam()), more);
+    }
+    /// Connected, with exchange 0 and layer 0 on it, which has run once: the short limit holds from here on.
+    static void begin(scripted_ranks& ranks, const std::string& exchange_options = {},
+                      const std::string& layer_options = {}) {
+        ranks.all("connect", 120'000);
+        ranks.all(exchange_line("0", exchange_options), 120'000);
+        ranks.all("layer 0 " + layer_options);
+        ranks.all("whole 0");
+        ranks.all("check 0");
+    }
+    /// A survivor's error: of the right kind, within its limit, naming what was waited for.
+    static void expect_timed_out(const answer& a, int rank, int peer, const std::string& phase) {
+        EXPECT_FALSE(a.ok) << "nothing failed";
+        EXPECT_THAT(a.kind, ::testing::AnyOf("timeout", "nccl")) << a.text;
+        EXPECT_LT(a.ms, first_fault_limit_ms + fault_grace_ms) << a.text;
+        EXPECT_THAT(a.text, ::testing::HasSubstr(fmt::format("rank {}", rank)));
+        if (stores()) {  // NCCL does not say which of its peers did not come
+            EXPECT_EQ(a.kind, "timeout");
+            EXPECT_THAT(a.text, ::testing::HasSubstr(fmt::format("rank {}", peer)));
+            EXPECT_THAT(a.text, ::testing::HasSubstr(phase));
+        }
+    }
+    /// The process that met a failure is of use afterwards.
+    static void expect_usable(scripted_ranks& ranks, int rank) {
+        const answer a = ranks.ask(rank, "loopback", 120'000);
+        EXPECT_TRUE(a.ok) << "rank " << rank << " after the failure: " << a.kind << ": " << a.text;
+    }
+};
+
+}  // namespace epjit::tests

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/multi_gpu/scripted_ranks.hpp"
+
+#include <gtest/gtest.h>
+
+namespace epjit::tests {
+
+scripted_ranks::scripted_ranks(const rank_setup& setup, const environment_changes& environment) {
+    const int port = next_port();
+    for (int rank = 0; rank < setup.ranks; ++rank) {
+        environment_changes changes = launcher_environment(setup, rank, port);
+        for (const auto& change : environment) {
+            std::erase_if(changes, [&](const auto& other) { return other.first == change.first; });
+            changes.push_back(change);
+        }
+        children_.emplace_back("script", changes);
+    }
+}
+
+void scripted_ranks::tell(int rank, const std::string& command) {
+    child(rank).send(command);
+}
+
+answer scripted_ranks::hear(int rank, std::int64_t within_ms) {
+    answer a;
+    const auto line = child(rank).receive(in_ms(within_ms));
+    if (!line) {
+        a.kind = "silent";
+        a.text = "no answer within " + std::to_string(within_ms) + " ms, or the process ended";
+        a.ms = within_ms;
+        return a;
+    }
+    std::vector<std::string> fields = split_fields(*line);
+    fields.resize(4);
+    a.ok = fields[0] == "ok";
+    a.ms = std::atoll(fields[1].c_str());
+    a.kind = a.ok ? "" : fields[2];
+    a.text = a.ok ? fields[2] : fields[3];
+    return a;
+}
+
+answer scripted_ranks::ask(int rank, const std::string& command, std::int64_t within_ms) {
+    tell(rank, command);
+    return hear(rank, within_ms);
+}
+
+std::vector<answer> scripted_ranks::ask_all(const std::string& command, std::int64_t within_ms) {
+    for (int rank = 0; rank < size(); ++rank) {
+        tell(rank, command);
+    }
+    std::vector<answer> answers;
+    for (int rank = 0; rank < size(); ++rank) {
+        answers.push_back(hear(rank, within_ms));
+    }
+    return answers;
+}
+
+void scripted_ranks::all(const std::string& command, std::int64_t within_ms) {
+    const std::vector<answer> answers = ask_all(command, within_ms);
+    for (std::size_t rank = 0; rank < answers.size(); ++rank) {
+        EXPECT_TRUE(answers[rank].ok) << "rank " << rank << ", '" << command << "': " << answers[rank].kind << ": "
+                                      << answers[rank].text;
+    }
+}
+
+answer scripted_ranks::first_failure(int rank, std::initializer_list<const char*> commands, std::int64_t within_ms) {
+    answer last;
+    std::int64_t ms = 0;
+    for (const char* command : commands) {
+        last = ask(rank, command, within_ms);
+        ms += last.ms;
+        if (!last.ok) {
+            break;
+        }
+    }
+    last.ms = ms;
+    return last;
+}
+
+}  // namespace epjit::tests
