@@ -10,6 +10,7 @@ import api_document
 import changelog
 import cmake_lists
 import document_links
+import feature_document
 import forbidden_words
 import formatting
 import include_direction
@@ -108,6 +109,22 @@ class lists_and_documents(unittest.TestCase):
         self.assertEqual(faults(document_links.check, files), [])
         self.assertIn("no such heading", faults(document_links.check, {**files, "docs/api.md": "## Plan\n"})[0])
         self.assertIn("gone.md", faults(document_links.check, {**files, "docs/x.md": "[x](gone.md)"})[0])
+
+    def test_features_name_tests_that_exist(self):
+        head = "| capability | state | proof |\n| --- | --- | --- |\n"
+        files = {"tests/a/x_test.cpp": "TEST(plan, works) {}\nTEST_F(fixture,\n       goes_on) {}\n",
+                 "tests/b/y_test.py": "def test_it(self):\n", "tests/CMakeLists.txt": "add_test(NAME structure.z)"}
+
+        def found(row):
+            return faults(feature_document.check, {**files, "docs/features.md": head + row + "\n"})
+
+        self.assertEqual(found("| moves | done | `plan.works`, `fixture.goes_on`, `y_test.test_it`, `structure.z` |"), [])
+        self.assertEqual(found("| norms | out of scope | the model's own |"), [])
+        self.assertIn("no test plan.flies", found("| moves | done | `plan.flies` |")[0])
+        self.assertIn("names no test", found("| moves | done | everywhere |")[0])
+        self.assertIn("does not say why", found("| moves | partly | `plan.works` |")[0])
+        self.assertIn("'maybe'", found("| moves | maybe | `plan.works` |")[0])
+        self.assertIn("2 cells", found("| moves | done |")[0])
 
     def test_readme_commands(self):
         code = "".join(f"int a{i};\n" for i in range(10))
