@@ -5,6 +5,8 @@
 #include "epjit/epjit.h"
 #include "epjit/error.hpp"
 #include "epjit/log.hpp"
+#include "epjit/readiness.hpp"
+#include "epjit/residency.hpp"
 #include "epjit/runtime.hpp"
 #include "host/c/guard.hpp"
 
@@ -56,13 +58,26 @@ static_assert(same(EPJIT_EXCHANGE_AUTO, exchange_kind::automatic) && same(EPJIT_
               same(EPJIT_EXCHANGE_DENSE, exchange_kind::dense) && same(EPJIT_EXCHANGE_HYBRID, exchange_kind::hybrid));
 static_assert(same(EPJIT_LOG_ERROR, log_level::error) && same(EPJIT_LOG_WARN, log_level::warn) &&
               same(EPJIT_LOG_INFO, log_level::info) && same(EPJIT_LOG_DEBUG, log_level::debug));
+static_assert(same(EPJIT_USE_CONSTANT, tensor_use::constant) && same(EPJIT_USE_PER_STEP, tensor_use::per_step) &&
+              same(EPJIT_USE_OUTPUT, tensor_use::output) && same(EPJIT_USE_STATE, tensor_use::state));
+static_assert(same(EPJIT_RESIDENCE_NONE, residence::none) && same(EPJIT_RESIDENCE_REPLICATED, residence::replicated) &&
+              same(EPJIT_RESIDENCE_STACKED, residence::stacked));
+static_assert(same(EPJIT_READINESS_NONE, readiness_stage::none) &&
+              same(EPJIT_READINESS_PREPARE, readiness_stage::prepare) &&
+              same(EPJIT_READINESS_CAPTURE, readiness_stage::capture) &&
+              same(EPJIT_READINESS_INSTANTIATE, readiness_stage::instantiate) &&
+              same(EPJIT_READINESS_REPLAY, readiness_stage::replay) &&
+              same(EPJIT_READINESS_VERIFY, readiness_stage::verify));
 
 constexpr const char* unknown = "?";
 
 template <class Enum>
 const char* name_of(std::int32_t value) noexcept {
-    // Names are literals: they end with a nul.
-    return value < 0 || value > 255 ? unknown : name(static_cast<Enum>(value)).data();
+    if (value < 0 || value > 255) {
+        return unknown;
+    }
+    const std::string_view text = name(static_cast<Enum>(value));
+    return is_name(text) ? text.data() : unknown;  // names are literals: they end with a nul
 }
 
 const char* status_name(std::int32_t value) noexcept {
@@ -91,6 +106,9 @@ const char* any_name(epjit_enumeration enumeration, std::int32_t value) noexcept
         case EPJIT_ENUM_OVERFLOW: return name_of<overflow>(value);
         case EPJIT_ENUM_EXCHANGE_KIND: return name_of<exchange_kind>(value);
         case EPJIT_ENUM_LOG_LEVEL: return level_name(value);
+        case EPJIT_ENUM_TENSOR_USE: return name_of<tensor_use>(value);
+        case EPJIT_ENUM_RESIDENCE: return name_of<residence>(value);
+        case EPJIT_ENUM_READINESS_STAGE: return name_of<readiness_stage>(value);
         default: return unknown;
     }
 }

@@ -32,7 +32,7 @@ TEST(c_binding, names_are_those_of_the_command_line_and_parse_back) {
     EXPECT_STREQ(epjit_name(EPJIT_ENUM_EXCHANGE_KIND, EPJIT_EXCHANGE_AUTO), "auto");
     EXPECT_STREQ(epjit_name(EPJIT_ENUM_LOG_LEVEL, EPJIT_LOG_DEBUG), "debug");
     int names = 0;
-    for (std::int32_t e = EPJIT_ENUM_STATUS; e <= EPJIT_ENUM_LOG_LEVEL; ++e) {
+    for (std::int32_t e = EPJIT_ENUM_STATUS; e <= EPJIT_ENUM_READINESS_STAGE; ++e) {
         EXPECT_STREQ(epjit_name(e, -1), "?");
         EXPECT_STREQ(epjit_name(e, 256), "?");
         for (std::int32_t v = 0; std::string(epjit_name(e, v)) != "?"; ++v, ++names) {
@@ -41,7 +41,7 @@ TEST(c_binding, names_are_those_of_the_command_line_and_parse_back) {
             EXPECT_EQ(parsed, v) << epjit_name(e, v);
         }
     }
-    EXPECT_EQ(names, 13 + 4 + 3 + 4 + 3 + 3 + 2 + 3 + 4 + 2 + 7 + 4);
+    EXPECT_EQ(names, 13 + 4 + 3 + 4 + 3 + 3 + 2 + 3 + 4 + 2 + 7 + 4 + 4 + 3 + 6);
     std::int32_t value = -1;
     EXPECT_OK(epjit_parse(EPJIT_ENUM_LAYOUT, "expert-major", &value));
     EXPECT_EQ(value, EPJIT_LAYOUT_EXPERT_MAJOR);

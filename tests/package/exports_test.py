@@ -8,8 +8,9 @@ import staging
 
 LIBRARY = staging.BUILD / f"libepjit.so.{staging.VERSION}"
 OWN = re.compile(r"^(?:(?:typeinfo|vtable|typeinfo name|guard variable) for )?(?:[^(]*[ *&])?epjit::")
-C_HEADER = (staging.SOURCE / "host/include/epjit/epjit.h").read_text(encoding="utf-8")
-C_FUNCTIONS = set(re.findall(r"EPJIT_API [^;(]*?\b(epjit_\w+)\(", C_HEADER))
+C_HEADERS = sorted((staging.SOURCE / "host/include/epjit").glob("*.h"))
+C_FUNCTIONS = {name for header in C_HEADERS
+               for name in re.findall(r"EPJIT_API [^;(]*?\b(epjit_\w+)\(", header.read_text(encoding="utf-8"))}
 
 
 def exported():

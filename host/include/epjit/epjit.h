@@ -8,7 +8,8 @@
 // Structs. Where the first member is struct_size, set it to sizeof the struct. Structs grow at their end only: a
 // program compiled against an older header keeps working, what its struct lacks takes the default. A struct larger than
 // the library knows is refused with its name. The structs without struct_size (epjit_tensor, epjit_placement,
-// epjit_memory_hooks) never change. Structs that have an _init function start there; the others start as all zero.
+// epjit_memory_hooks, epjit_rank_group) never change. Structs that have an _init function start there; the others start
+// as all zero.
 //
 // Ownership. Handles are made by the library and given back to the matching _destroy, which accepts null. All
 // other memory is the caller's; strings and tables that go in are copied before the call returns. Communicators and
@@ -128,6 +129,9 @@ enum {
     EPJIT_ENUM_OVERFLOW = 9,
     EPJIT_ENUM_EXCHANGE_KIND = 10,
     EPJIT_ENUM_LOG_LEVEL = 11,
+    EPJIT_ENUM_TENSOR_USE = 12,
+    EPJIT_ENUM_RESIDENCE = 13,
+    EPJIT_ENUM_READINESS_STAGE = 14,
 };
 
 /// The name that the command line, JSON and messages use ("bf16", "static", "config", ...), a constant; "?" when
@@ -512,5 +516,9 @@ EPJIT_API epjit_status epjit_parse_model_config(const char* json, const char* or
 #ifdef __cplusplus
 }  // extern "C"
 #endif
+
+// The parts for groups of ranks and for an engine's own steps.
+#include "epjit/epjit_groups.h"
+#include "epjit/epjit_resident.h"
 
 #endif  // EPJIT_EPJIT_H
