@@ -164,7 +164,8 @@ class decision {
     void refuse_impossible(exchange_kind kind) const {
         if (!q_.built.has(kind)) {
             throw unsupported_error(fmt::format("exchange '{}' is not in this version", name(kind)),
-                                    "use loopback (virtual ranks on one GPU) or host (CPU)");
+                                    q_.facts.real_ranks ? "ask for auto, which takes an exchange that is"
+                                                        : "use loopback (virtual ranks on one GPU) or host (CPU)");
         }
         if (q_.communicator != exchange_kind::automatic && q_.communicator != kind) {
             refuse_communicator(kind);

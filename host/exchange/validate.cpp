@@ -2,6 +2,7 @@
 #include "host/exchange/validate.hpp"
 
 #include "epjit/error.hpp"
+#include "epjit/jit/model.hpp"
 #include "host/exchange/layouts.hpp"
 
 #include <fmt/format.h>
@@ -13,7 +14,6 @@ namespace epjit::host {
 namespace {
 
 constexpr std::int64_t max_index = std::numeric_limits<std::int32_t>::max();
-constexpr std::int32_t max_hidden = 1 << 18;
 
 template <class... Args>
 [[noreturn]] void refuse(const char* remedy, fmt::format_string<Args...> text, Args&&... args) {
@@ -147,18 +147,19 @@ void validate_config(const exchange_config& c, std::int32_t num_ranks) {
                "exchange_config::version is {}, this library knows 1", c.version);
     }
     check_types(c);
-    if (c.hidden < 1 || c.hidden > max_hidden) {
-        refuse("set hidden to the model's hidden size", "hidden is {}, outside 1 to {}", c.hidden, max_hidden);
+    if (c.hidden < 1 || c.hidden > jit::max_hidden) {
+        refuse("set hidden to the model's hidden size", "hidden is {}, outside 1 to {}", c.hidden, jit::max_hidden);
     }
     if (c.num_experts < 1 || c.num_experts > templates::max_experts) {
         refuse("set num_experts to the model's logical experts", "num_experts is {}, outside 1 to {}", c.num_experts,
                templates::max_experts);
     }
-    const std::int32_t choices =
-        c.routing == routing_form::slots && c.placement.num_slots > 0 ? c.placement.num_slots : c.num_experts;
-    if (c.topk < 1 || c.topk > templates::max_topk || c.topk > choices) {
-        refuse("set topk to the model's experts per token", "topk is {}, outside 1 to min({}, {} experts)", c.topk,
-               templates::max_topk, choices);
+    if (c.topk < 1 || c.topk > templates::max_topk || c.topk > c.num_experts) {
+        refuse(c.routing == routing_form::slots
+                   ? "set topk to the model's experts per token; routing by slots chooses among an expert's copies, it "
+                     "does not give a token more experts"
+                   : "set topk to the model's experts per token",
+               "topk is {}, outside 1 to min({}, {} experts)", c.topk, templates::max_topk, c.num_experts);
     }
     if (c.max_tokens_per_rank < 0) {
         refuse("set it to the largest T of any call", "max_tokens_per_rank is {}", c.max_tokens_per_rank);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/runtime/runtime_state.hpp"
 
+#include "cache/nearest.hpp"
 #include "epjit/error.hpp"
-#include "host/runtime/nearest.hpp"
 
 #include <fmt/format.h>
 
@@ -146,7 +146,9 @@ std::vector<std::shared_ptr<const jit::artifact>> runtime_state::artifacts(std::
 
 void runtime_state::fail_miss(const jit::variant_spec& spec, const jit::digest& key, const std::exception_ptr& why) {
     const std::string wanted = jit::describe(spec);
-    const std::string nearest = describe_nearest(store(), wanted, templates());
+    const std::string edited = templates().directory();
+    const std::string nearest = cache::detail::nearest_difference(wanted, store().list()) +
+                                (edited.empty() ? "" : fmt::format("; EPJIT_TEMPLATE_DIR is {}", edited));
     if (options.offline) {
         throw offline_miss_error(
             fmt::format("offline, and no cache layer holds {} ({}); {}", key.hex(), wanted, nearest),

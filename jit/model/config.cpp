@@ -23,7 +23,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t max_config_bytes = 16 << 20;
-constexpr std::int64_t max_hidden = 1 << 20;
 
 /// Sections that hold the language model of a model with several parts; tried before the top level, which in such
 /// files describes another part or nothing.

@@ -13,7 +13,6 @@ namespace epjit::jit {
 namespace {
 
 constexpr std::int32_t max_ranks = templates::max_driven_ranks;
-constexpr std::int32_t max_hidden = 1 << 20;
 constexpr std::int32_t vector_bytes = 16;
 
 void check(std::string_view what, std::int64_t value, std::int64_t low, std::int64_t high) {

@@ -1,32 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Lookup in memory (goal: at most 100 ns, no allocation), a disk hit to checked bytes (goal: at most 200 us for a 50 KB
 // cubin), and publication. TMPDIR chooses the file system.
+#include "tests/cache/counted_new.hpp"
 #include "tests/cache/support.hpp"
 
 #include <benchmark/benchmark.h>
-
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
-namespace {
-std::atomic<std::uint64_t> allocations{0};
-}
-
-// Not inlined: the compiler would otherwise see free() on what new gave.
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-    ++allocations;
-    if (void* found = std::malloc(bytes)) {
-        return found;
-    }
-    throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* at) noexcept {
-    std::free(at);
-}
-[[gnu::noinline]] void operator delete(void* at, std::size_t) noexcept {
-    std::free(at);
-}
 
 namespace epjit::cache::test {
 namespace {
@@ -44,13 +22,13 @@ void memory_lookup(benchmark::State& state) {
     }();
     const jit::digest compiler = compiler_a().id;
     std::size_t at = 0;
-    const std::uint64_t before = allocations;
+    const std::uint64_t before = allocations();
     for (auto _ : state) {
         benchmark::DoNotOptimize(cache.peek(wanted[at].key, &compiler));
         at = at + 1 == wanted.size() ? 0 : at + 1;
     }
     if (state.threads() == 1) {
-        state.counters["allocations"] = static_cast<double>(allocations - before);
+        state.counters["allocations"] = static_cast<double>(allocations() - before);
     }
 }
 BENCHMARK(memory_lookup);

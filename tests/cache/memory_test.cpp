@@ -1,33 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Lookup in memory: right under growth and concurrent inserts, and without an allocation.
 #include "cache/memory_map.hpp"
+#include "tests/cache/counted_new.hpp"
 #include "tests/cache/support.hpp"
 
 #include <gmock/gmock.h>
 
 #include <atomic>
-#include <cstdlib>
-#include <new>
 #include <thread>
-
-namespace {
-thread_local std::uint64_t allocations = 0;
-}
-
-// Not inlined: the compiler would otherwise see free() on what new gave.
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-    ++allocations;
-    if (void* found = std::malloc(bytes)) {
-        return found;
-    }
-    throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* at) noexcept {
-    std::free(at);
-}
-[[gnu::noinline]] void operator delete(void* at, std::size_t) noexcept {
-    std::free(at);
-}
 
 namespace epjit::cache::test {
 namespace {
@@ -42,12 +22,12 @@ TEST(cache_memory, a_lookup_allocates_nothing_and_tells_builds_apart) {
     const auto b = map.insert(value_of(0, compiler_b()));
     EXPECT_EQ(map.insert(value_of(0, compiler_a())), a) << "what is there stays";
     const jit::digest key = job(0).key, other = job(1).key, id_a = compiler_a().id, id_b = compiler_b().id;
-    const std::uint64_t before = allocations;
+    const std::uint64_t before = allocations();
     const auto* found_a = map.find(key, &id_a);
     const auto* found_b = map.find(key, &id_b);
     const auto* any = map.find(key, nullptr);
     const auto* none = map.find(other, nullptr);
-    const std::uint64_t after = allocations;
+    const std::uint64_t after = allocations();
     EXPECT_EQ(after, before);
     EXPECT_EQ(*found_a, a);
     EXPECT_EQ(*found_b, b);

@@ -66,7 +66,7 @@ TEST(specs, refuse_what_is_out_of_bounds_with_the_value_and_the_bounds) {
     EXPECT_THROW(plan_spec(hopper, 4, 4, 8, 5, false), config_error) << "K > E";
     EXPECT_THROW(bf16_rows(hopper, 0), config_error);
     EXPECT_THROW(bf16_rows(hopper, -8), config_error);
-    EXPECT_THROW(bf16_rows(hopper, (1 << 20) + 1), config_error);
+    EXPECT_THROW(bf16_rows(hopper, max_hidden + 1), config_error);
     EXPECT_THROW(bf16_rows(hopper, 64, 65), config_error);
     EXPECT_THROW(gather_spec(hopper, exchange_kind::loopback, 8, 64, 0, dtype::bf16), config_error);
     EXPECT_NO_THROW(plan_spec(hopper, 2048, 8192, 64, 32, true));

@@ -12,6 +12,7 @@
 namespace epjit {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 template <class Error, class Call>
@@ -91,6 +92,14 @@ TEST_F(front, config_values_are_checked_with_field_and_value) {
     EXPECT_THAT(refused([](auto& c) { c.hidden = 0; }), HasSubstr("hidden is 0"));
     EXPECT_THAT(refused([](auto& c) { c.num_experts = 4000; }), HasSubstr("num_experts is 4000"));
     EXPECT_THAT(refused([](auto& c) { c.topk = 5; }), HasSubstr("topk is 5"));
+    // Eight slots hold copies of four experts: still four different experts at most.
+    EXPECT_THAT(refused([](auto& c) {
+                    static const std::vector<std::int32_t> experts{0, 1, 2, 3, 0, 1, 2, 3}, per_rank{4, 4};
+                    c.placement = {experts.data(), per_rank.data(), 8};
+                    c.routing = routing_form::slots;
+                    c.topk = 5;
+                }),
+                AllOf(HasSubstr("topk is 5"), HasSubstr("4 experts"), HasSubstr("among an expert's copies")));
     EXPECT_THAT(refused([](auto& c) { c.max_tokens_per_rank = -1; }), HasSubstr("max_tokens_per_rank is -1"));
     EXPECT_THAT(refused([](auto& c) { c.max_tokens_per_rank = 2'000'000'000; }), HasSubstr("can be addressed"));
     EXPECT_THAT(refused([](auto& c) { c.ll_max_tokens_per_rank = 9; }), HasSubstr("ll_max_tokens_per_rank is 9"));

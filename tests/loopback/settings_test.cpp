@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "epjit/epjit.hpp"
 #include "host/report/report.hpp"
-#include "host/runtime/nearest.hpp"
 #include "host/runtime/runtime_state.hpp"
 
 #include <gmock/gmock.h>
@@ -72,14 +71,6 @@ TEST(settings, bad_values_name_the_variable) {
     runtime_options o;
     o.version = 7;
     EXPECT_THAT(refusal(o), HasSubstr("version is 7"));
-}
-
-TEST(nearest, names_what_differs_and_prefers_the_same_kind) {
-    EXPECT_EQ(spec_difference("plan sm_90a E=256 K=8", "plan sm_90a E=128 K=4"),
-              "E=128 instead of E=256, K=4 instead of K=8");
-    EXPECT_GT(spec_distance("plan sm_90a E=256", "permute sm_90a E=256"),
-              spec_distance("plan sm_90a E=256", "plan sm_80 E=8"));
-    EXPECT_EQ(spec_distance("plan a", "plan a"), 0);
 }
 
 TEST(report, a_machine_without_libraries_is_described_and_not_ready) {

@@ -12,6 +12,9 @@
 
 namespace epjit::jit {
 
+/// The largest hidden size H that is compiled for and exchanged.
+inline constexpr std::int32_t max_hidden = 1 << 18;
+
 /// What the library needs to know of a model's MoE layers.
 struct model_shape {
     std::string name;
