@@ -2,6 +2,7 @@
 // The arithmetic of floors, and the ranks' threads, without a GPU.
 #include "tools/bench/floor.hpp"
 
+#include "tools/bench/baseline.hpp"
 #include "tools/bench/layer.hpp"
 #include "tools/bench/ranks_suite.hpp"
 #include "tools/bench/team.hpp"
@@ -154,6 +155,18 @@ TEST(bench_routing, capacities_hold_every_set) {
     }
     s.rows = layout::masked;
     EXPECT_EQ(bench_routing(s, 2).capacity[1], 16) << "R x T rows for each slot";
+}
+
+TEST(bench_baseline, counts_are_of_rows_for_each_expert_in_the_order_they_travel) {
+    // Two ranks of three and two experts: 0 - 2 | 3, 4.
+    const std::vector<std::vector<std::int64_t>> ids{{0, 4, /**/ 4, 3}, {3, 1, /**/ 2, 0, /**/ 4, 1}};
+    const baseline_counts zero = count_baseline(ids, 5, 0), one = count_baseline(ids, 5, 1);
+    EXPECT_THAT(zero.sent, testing::ElementsAre(1, 3));
+    EXPECT_THAT(zero.received, testing::ElementsAre(1, 4));
+    EXPECT_THAT(zero.arriving_slots, testing::ElementsAre(0, /* from rank 1 */ 0, 1, 1, 2));
+    EXPECT_THAT(one.sent, testing::ElementsAre(4, 2));
+    EXPECT_THAT(one.received, testing::ElementsAre(3, 2));
+    EXPECT_THAT(one.arriving_slots, testing::ElementsAre(0, 1, 1, /* from rank 1 */ 0, 1));
 }
 
 TEST(bench_shapes, options_restrict_them_and_equal_ones_are_measured_once) {

@@ -2,15 +2,20 @@
 // Dispatch and combine between the GPUs of this machine, beside the floors of links and memory measured in the same
 // run.
 #include "epjit/error.hpp"
+#include "tools/bench/baseline.hpp"
 #include "tools/bench/ranks_suite.hpp"
 #include "tools/command/context.hpp"
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <string_view>
+
 namespace epjit::tools {
 namespace {
 
 constexpr int graph_calls = 8;
+constexpr const char* baseline_name = "nccl + permutes";
 
 enum class job : std::size_t { plan_and_dispatch, dispatch, combine };
 constexpr const char* job_names[] = {"dispatch, plan included", "dispatch, plan reused", "combine, weighted"};
@@ -24,30 +29,13 @@ class shape_bench {
 
     /// @throws unsupported_error where the exchange is not there.
     void run(exchange_kind kind) {
-        const auto ranks = static_cast<std::size_t>(machine_.num_ranks());
-        for (job_times& t : times_) {
-            t = {std::vector<std::vector<double>>(ranks), std::vector<std::vector<double>>(ranks), 0};
-        }
-        machine_.team().run([&](int r) {
-            bench_layer layer(machine_.rank(r), r, shape_, routing_, kind);
-            const auto timed = [&](job j, const std::function<void()>& work) {
-                const int calls = shape_.mode == mode::fixed ? graph_calls : 0;
-                time_job(machine_, r, n_, calls, work, times_[static_cast<std::size_t>(j)]);
-            };
-            timed(job::plan_and_dispatch, [&] {
-                layer.plan(0);
-                layer.dispatch();
-            });
-            timed(job::dispatch, [&] { layer.dispatch(); });
-            if (!shape_.fp8) {
-                timed(job::combine, [&] { layer.combine(); });
-            }
-            machine_.rank(r).stream.synchronize();
-            machine_.team().meet();  // no rank takes its memory down before all have read it
-        });
+        run_layers([&](int r) { return bench_layer(machine_.rank(r), r, shape_, routing_, kind); });
+    }
+    void run_baseline() {
+        run_layers([&](int r) { return nccl_baseline(machine_.rank(r), r, shape_, routing_, machine_.rt()); });
     }
 
-    void report(exchange_kind kind, const machine_rates& rates, bench_report& out) const {
+    void report(std::string_view exchange, const machine_rates& rates, bench_report& out) const {
         for (std::size_t j = 0; j < num_jobs; ++j) {
             if (times_[j].us.front().empty()) {
                 continue;
@@ -65,7 +53,7 @@ class shape_bench {
             r.floor_us = floor_of(bytes, rates, 1);
             r.bytes = bytes.link;
             r.sms = shape_.num_sms != 0 ? std::optional(shape_.num_sms) : std::nullopt;
-            r.exchange = name(kind);
+            r.exchange = exchange;
             r.shape = shape_.text();
             r.launches = times_[j].launches;
             out.rows.push_back(std::move(r));
@@ -73,6 +61,32 @@ class shape_bench {
     }
 
    private:
+    /// `make(rank)` is a rank's layer: plan, dispatch and combine.
+    template <class Make>
+    void run_layers(Make make) {
+        const auto ranks = static_cast<std::size_t>(machine_.num_ranks());
+        for (job_times& t : times_) {
+            t = {std::vector<std::vector<double>>(ranks), std::vector<std::vector<double>>(ranks), 0};
+        }
+        machine_.team().run([&](int r) {
+            auto layer = make(r);
+            const auto timed = [&](job j, const std::function<void()>& work) {
+                const int calls = shape_.mode == mode::fixed ? graph_calls : 0;
+                time_job(machine_, r, n_, calls, work, times_[static_cast<std::size_t>(j)]);
+            };
+            timed(job::plan_and_dispatch, [&] {
+                layer.plan(0);
+                layer.dispatch();
+            });
+            timed(job::dispatch, [&] { layer.dispatch(); });
+            if (!shape_.fp8) {
+                timed(job::combine, [&] { layer.combine(); });
+            }
+            machine_.rank(r).stream.synchronize();
+            machine_.team().meet();  // no rank takes its memory down before all have read it
+        });
+    }
+
     bench_machine& machine_;
     const bench_shape& shape_;
     const repeats& n_;
@@ -90,7 +104,11 @@ void bench_one(bench_machine& machine, const ranks_options& options, const machi
             note_missing(report, kind, e);
             continue;
         }
-        bench.report(kind, rates, report);
+        bench.report(name(kind), rates, report);
+    }
+    if (options.baseline && !shape.fp8 && shape.mode == mode::fixed) {
+        bench.run_baseline();
+        bench.report(baseline_name, rates, report);
     }
 }
 
@@ -112,7 +130,9 @@ void exchange_suite(const context& ctx, bench_report& report) {
     bench_shape exact = shapes.front();
     exact.mode = mode::exact;
     bench_one(machine, options, rates, exact, report);
-    if (report.rows.size() == rows_before) {
+    const bool measured = std::any_of(report.rows.begin() + static_cast<std::ptrdiff_t>(rows_before), report.rows.end(),
+                                      [](const bench_row& r) { return r.exchange != baseline_name; });
+    if (!measured) {
         throw unsupported_error(
             fmt::format("no exchange between real ranks could be measured: {}", fmt::join(report.notes, "; ")),
             "see `epjit doctor`");

@@ -25,6 +25,7 @@ ranks_options ranks_options_of(const context& ctx) {
     o.kinds = {wanted};
     if (wanted == exchange_kind::automatic) {
         o.kinds = {exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense};
+        o.baseline = true;
     }
     if (ctx.call.has("--tokens")) {
         o.tokens = static_cast<std::int32_t>(number_option(ctx.call, "--tokens", 0, 1, 1 << 20));

@@ -17,6 +17,7 @@ namespace epjit::tools {
 struct ranks_options {
     repeats n;
     std::vector<exchange_kind> kinds;  ///< to measure, each where it is there
+    bool baseline = false;             ///< nccl_baseline as well
     std::optional<std::int32_t> tokens;
     std::optional<bench_shape> model;  ///< H, K and E of --model
     std::int32_t ranks = 0, num_sms = 0;
