@@ -57,7 +57,8 @@ run_options shape_options(const context& ctx) {
     o.routing = routing_option(call);
     o.layout = enum_option(call, "--layout", layout::expert_major);
     o.type = dtype_option(call);
-    o.reduction = enum_option(call, "--reduction", reduction::per_rank);
+    o.reduction = enum_option(call, "--reduction",
+                              o.exchange == exchange_kind::hybrid ? reduction::per_host : reduction::per_rank);
     o.graph = call.has("--graph");
     // Only calls that read nothing back can be captured.
     o.mode = enum_option(call, "--mode", o.graph ? mode::fixed : mode::exact);
