@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <cstdlib>
 #include <cstring>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -17,6 +18,9 @@ namespace epjit::tools {
 namespace {
 
 using json = nlohmann::ordered_json;
+
+/// Nothing but this command's own ranks is waited for, and someone sits before it.
+constexpr std::int64_t first_wait_ms = 30'000;
 
 /// A layer of the cache as a person should see it.
 struct layer_report {
@@ -233,7 +237,11 @@ std::string cache_text(const std::vector<layer_report>& layers) {
 }  // namespace
 
 int doctor_command(context& ctx) {
-    runtime rt(ctx.runtime_options());
+    runtime_options options = ctx.runtime_options();
+    if (std::getenv("EPJIT_FIRST_WAIT_TIMEOUT_MS") == nullptr) {
+        options.first_wait_timeout_ms = first_wait_ms;
+    }
+    runtime rt(options);
     host::machine_report machine = host::probe_machine(rt.state());
     machine.exchanges = host::probe_exchanges(rt, machine);
     machine.readiness = host::assess_readiness(machine);
