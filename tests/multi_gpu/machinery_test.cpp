@@ -118,6 +118,18 @@ TEST(endurance_suites, pass_on_ranks_that_drive_one_each) {
     EXPECT_THAT(graph.failures[0], HasSubstr("host exchange has no graphs"));
 }
 
+TEST(whole_worlds, run_the_same_jobs_with_all_ranks_in_one_thread) {
+    runtime rt;
+    job_settings s = small_settings();
+    s.cases = 30;
+    s.iterations = 20;
+    for (const char* name : {"property", "stress", "create_destroy", "overflow"}) {
+        const auto world = make_whole_world(rt, communicator::host(rt, 3));
+        EXPECT_THAT(run_job(find_job(name), *world, s).failures, ElementsAre()) << name;
+    }
+    EXPECT_EQ(find_job("nothing"), nullptr);
+}
+
 TEST(rendezvous, different_calls_are_an_error_on_every_rank) {
     const auto mixed = [](rank_world& world, const job_settings&, job_report&) {
         const tools::reference::problem p = make_fixed({}, world.ranks(), 5);

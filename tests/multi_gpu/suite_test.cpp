@@ -180,6 +180,56 @@ TEST_P(real_ranks, memory_is_the_same_after_many_layers_of_mixed_shapes) {
     run("stress", 1500);
 }
 
+/// The same jobs over ranks that one GPU plays.
+class virtual_ranks : public ::testing::TestWithParam<int> {
+   protected:
+    void SetUp() override {
+        if (!no_gpu_reason().empty()) {
+            GTEST_SKIP() << no_gpu_reason();
+        }
+        if (!listed("EPJIT_EXCHANGES", "loopback")) {
+            GTEST_SKIP() << "EPJIT_EXCHANGES leaves loopback out";
+        }
+    }
+    static void run(const char* job_name, std::int64_t iterations) {
+        job_settings settings;
+        settings.exchange = exchange_kind::loopback;
+        settings.seed = static_cast<std::uint64_t>(number_from("EPJIT_GPU_SEED", std::random_device{}()));
+        settings.cases = number_from("EPJIT_GPU_CASES", 150);
+        settings.only = number_from("EPJIT_GPU_ONLY", -1);
+        settings.iterations = number_from("EPJIT_GPU_ITERATIONS", iterations);
+        const std::unique_ptr<rank_world> world =
+            make_whole_world(gpu_runtime(), communicator::loopback(gpu_runtime(), GetParam()));
+        const job_report report = run_job(find_job(job_name), *world, settings);
+        for (const std::string& text : report.failures) {
+            ADD_FAILURE() << "seed " << settings.seed << ": " << text;
+        }
+        for (const auto& [what, n] : report.counts) {
+            std::printf("%s: %llu, ", what.c_str(), static_cast<unsigned long long>(n));
+        }
+        std::puts("");
+    }
+};
+
+TEST_P(virtual_ranks, random_layers_with_several_plans_alive) {
+    run("property", 0);
+}
+TEST_P(virtual_ranks, graphs_replay_with_changing_data_between_eager_calls) {
+    run("graph", 1000);
+}
+TEST_P(virtual_ranks, memory_is_the_same_after_100_exchanges) {
+    run("create_destroy", 100);
+}
+TEST_P(virtual_ranks, memory_is_the_same_after_many_layers_of_mixed_shapes) {
+    run("stress", 1500);
+}
+TEST_P(virtual_ranks, rows_over_the_capacity_of_one_rank_fail) {
+    run("overflow", 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(loopback, virtual_ranks, ::testing::Values(2, 5),
+                         [](const auto& one) { return fmt::format("{}_ranks", one.param); });
+
 INSTANTIATE_TEST_SUITE_P(each, real_ranks, ::testing::ValuesIn(arrangements()),
                          [](const auto& one) { return one.param.text(); });
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(real_ranks);

@@ -10,15 +10,20 @@
 namespace epjit::tests {
 namespace {
 
-class real_world final : public rank_world {
+/// What a communicator makes by itself.
+class plain_world final : public rank_world {
    public:
-    real_world(runtime& rt, communicator comm) : rt_(rt), comm_(std::move(comm)) {}
+    plain_world(runtime& rt, communicator comm) : rt_(rt), comm_(std::move(comm)) {}
     [[nodiscard]] runtime& rt() override { return rt_; }
     [[nodiscard]] communicator& comm() override { return comm_; }
-    [[nodiscard]] bool on_gpu() const override { return true; }
+    [[nodiscard]] bool on_gpu() const override { return comm_.state().context != nullptr; }
     exchange make_exchange(const exchange_config& config) override { return exchange(comm_, config); }
     std::unique_ptr<tools::memory_space> make_memory() override { return tools::make_memory_space(comm_); }
-    void barrier() override { comm_.state().nccl->barrier_host(); }
+    void barrier() override {
+        if (comm_.state().nccl != nullptr) {
+            comm_.state().nccl->barrier_host();
+        }
+    }
 
    private:
     runtime& rt_;
@@ -28,7 +33,11 @@ class real_world final : public rank_world {
 }  // namespace
 
 std::unique_ptr<rank_world> make_real_world(runtime& rt, communicator comm) {
-    return std::make_unique<real_world>(rt, std::move(comm));
+    return std::make_unique<plain_world>(rt, std::move(comm));
+}
+
+std::unique_ptr<rank_world> make_whole_world(runtime& rt, communicator comm) {
+    return std::make_unique<plain_world>(rt, std::move(comm));
 }
 
 std::size_t free_device_memory(rank_world& world) {

@@ -30,6 +30,8 @@ class rank_world {
 
 /// A rank through NCCL. `comm` is moved in.
 std::unique_ptr<rank_world> make_real_world(runtime& rt, communicator comm);
+/// All ranks in one thread: a host or loopback communicator.
+std::unique_ptr<rank_world> make_whole_world(runtime& rt, communicator comm);
 
 /// Free device memory of the rank's GPU, after everything on it is done. 0 without a GPU.
 std::size_t free_device_memory(rank_world& world);
