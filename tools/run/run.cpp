@@ -4,7 +4,6 @@
 #include "epjit/error.hpp"
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/driver/api.hpp"
-#include "host/exchange/communicator_state.hpp"
 #include "host/runtime/runtime_state.hpp"
 #include "tools/reference/check.hpp"
 #include "tools/reference/expert.hpp"
@@ -253,7 +252,11 @@ run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, 
         }
     }
     result.status = {seen.bad_ids, seen.duplicate_ids, seen.excess_ids, seen.dropped_rows};
-    if (options.check) {
+    if (options.check && p.reduction == reduction::per_host && p.rank_hosts.empty()) {
+        problem placed = p;
+        placed.rank_hosts.assign(ex.config().rank_hosts, ex.config().rank_hosts + p.ranks);
+        compare(placed, seen, result);
+    } else if (options.check) {
         compare(p, seen, result);
     }
     if (!options.dump_dir.empty()) {
@@ -286,13 +289,9 @@ run_result run_virtual(runtime& rt, const setting& s, const problem& p, const ru
     return counted(rt, [&] { return run_driven(comm, s.kind, p, options); });
 }
 
-run_result run_real(runtime& rt, const setting& s, problem& p, const run_options& options) {
+run_result run_real(runtime& rt, const setting& s, const problem& p, const run_options& options) {
     if (s.launched) {
         communicator comm = communicator::from_launcher(rt);
-        if (s.kind == exchange_kind::hybrid || options.reduction == reduction::per_host) {
-            p.rank_hosts = comm.state().facts.rank_hosts;  // where the ranks are; empty: all on one
-            p.rank_hosts.resize(static_cast<std::size_t>(s.ranks), 0);
-        }
         const rank_outcome mine =
             outcome_of([&] { return counted(rt, [&] { return run_driven(comm, s.kind, p, options); }); });
         return merge_outcomes(gather_outcomes(comm, mine));
@@ -309,6 +308,9 @@ run_result run_layer(runtime& rt, const run_options& options) {
     check_options(options);
     const setting s = choose_setting(rt, options);
     problem p = make_problem(options, s.ranks);
+    if (s.launched) {
+        p.rank_hosts.clear();  // the exchange knows where the ranks are
+    }
     run_result result = s.real ? run_real(rt, s, p, options) : run_virtual(rt, s, p, options);
     result.note = s.note;
     result.ranks = s.ranks;
