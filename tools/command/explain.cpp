@@ -40,6 +40,13 @@ bool real_ranks_are_built() {
                        [](exchange_kind kind) { return host::built_exchanges.has(kind); });
 }
 
+/// Without the list that follows it, and without the words that announce that.
+std::string first_line(std::string_view text) {
+    constexpr std::string_view announced = "; tried:";
+    text = text.substr(0, text.find('\n'));
+    return std::string(text.ends_with(announced) ? text.substr(0, text.size() - announced.size()) : text);
+}
+
 std::int32_t hosts_option(const invocation& call, std::int32_t ranks) {
     const std::int64_t hosts = number_option(call, "--hosts", 1, 1, 1 << 20);
     if (hosts > ranks) {
@@ -102,7 +109,7 @@ subject read_subject(context& ctx) {
     host::machine_facts& facts = s.question.facts;
     facts.num_ranks = s.run.ranks;
     facts.have_gpu = here.num_gpus > 0 || elsewhere;
-    facts.no_gpu_reason = here.why_none.substr(0, here.why_none.find('\n'));
+    facts.no_gpu_reason = first_line(here.why_none);
     // A GPU for each rank where there are as many, or on the machine that is imagined. Windows are taken for granted:
     // only ranks that run can find out.
     facts.real_ranks = real_ranks_are_built() && (elsewhere || (s.run.ranks > 1 && here.num_gpus >= s.run.ranks)) &&
