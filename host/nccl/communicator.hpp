@@ -106,7 +106,7 @@ class nccl_communicator {
     std::int32_t rank_ = 0;
     std::int32_t size_ = 1;
 
-    std::timed_mutex calls_;  ///< calls on the communicators and their abort exclude each other
+    std::mutex calls_;  ///< calls on the communicators and their abort exclude each other
     std::atomic<failure> failure_{failure::none};
     mutable std::mutex failure_mutex_;
     std::string failure_text_;

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 namespace epjit::host {
@@ -234,15 +235,30 @@ std::shared_ptr<nccl_communicator> borrow(const std::shared_ptr<runtime_state>& 
     // The borrowed communicator may be a blocking one, which holds the calling thread: never ours. NCCL writes the
     // child when it is done, so its place lives as long as the call does.
     const auto child = std::make_shared<ncclComm*>(nullptr);
-    const auto call = [api, borrowed, color, new_rank, child, until = builder.until] {
+    enum class owner { call, caller, nobody };  // who takes the child down when it comes too late
+    const auto owned = std::make_shared<std::atomic<owner>>(owner::call);
+    const auto call = [api, borrowed, color, new_rank, child, owned, until = builder.until] {
         nccl_config config = config_of(false);
-        const nccl_result result = api->comm_split(borrowed, color, new_rank, child.get(), &config);
-        return settle(*api, borrowed, result, until);
+        const nccl_result made = api->comm_split(borrowed, color, new_rank, child.get(), &config);
+        const nccl_result result = settle(*api, borrowed, made, until);
+        if (owned->exchange(owner::caller) == owner::nobody && *child != nullptr) {
+            api->comm_abort(*child);
+        }
+        return result;
     };
     const char* phase = "making a child of the borrowed communicator (ncclCommSplit)";
     const std::optional<nccl_result> split = call_bounded(context, call, builder.until + std::chrono::seconds{1});
-    if (!split || *split != nccl_success) {
-        fail_phase(*api, split.value_or(nccl_in_progress), phase, place.rank, place.size, builder.limit);
+    if (!split) {
+        if (owned->exchange(owner::nobody) == owner::caller && *child != nullptr) {
+            api->comm_abort(*child);  // it was done between the last look and now
+        }
+        throw timeout_error(fmt::format("{}: {} was not done after {} ms and is still inside NCCL",
+                                        rank_text(place.rank, place.size), phase, builder.limit.count()),
+                            "check that all ranks of the borrowed communicator make this call; ncclCommAbort of it, "
+                            "which is the caller's, ends the call");
+    }
+    if (*split != nccl_success) {
+        fail_phase(*api, *split, phase, place.rank, place.size, builder.limit);
     }
     if (!member) {
         return nullptr;

@@ -139,8 +139,12 @@ bool nccl_watchdog::look() noexcept {
 
 void nccl_watchdog::abort(nccl_communicator::failure kind, const std::string& text, int code) noexcept {
     // A thread that is inside NCCL and does not come back is freed by the abort itself, as there is no other way.
-    std::unique_lock calls(comm_.calls_, std::defer_lock);
-    const bool alone = calls.try_lock_for(grace);
+    std::unique_lock calls(comm_.calls_, std::try_to_lock);
+    for (const auto until = std::chrono::steady_clock::now() + grace;
+         !calls.owns_lock() && std::chrono::steady_clock::now() < until; static_cast<void>(calls.try_lock())) {
+        std::this_thread::sleep_for(busy_tick);
+    }
+    const bool alone = calls.owns_lock();
     comm_.abort_now(kind, alone ? text : text + " while a call was inside NCCL", code);
 }
 

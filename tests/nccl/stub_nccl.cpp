@@ -102,8 +102,9 @@ struct world {
 
 std::mutex worlds_mutex;
 std::map<std::string, std::shared_ptr<world>>& worlds() {
-    static std::map<std::string, std::shared_ptr<world>> all;
-    return all;
+    // Never destroyed: a test may leave a call inside.
+    static auto* const all = new std::map<std::string, std::shared_ptr<world>>();
+    return *all;
 }
 std::mutex memory_mutex;
 std::map<void*, memory_block>& memory() {
