@@ -7,6 +7,7 @@
 #include "tests/multi_gpu/foreign_kernel.hpp"
 #include "tests/multi_gpu/ranks.hpp"
 #include "tests/multi_gpu/rendezvous.hpp"
+#include "tests/multi_gpu/run_request.hpp"
 #include "tests/multi_gpu/scripted_ranks.hpp"
 #include "tools/run/layer.hpp"
 
@@ -324,6 +325,23 @@ TEST(scripted_ranks, do_what_they_are_told_and_answer_with_the_error) {
     ranks.tell(0, "exit");
     EXPECT_EQ(ranks.hear(0, 10'000).kind, "silent");
     EXPECT_EQ(ranks.child(0).wait(in_ms(10'000)).status, 0);
+}
+
+TEST(run_children, run_a_layer_and_answer) {
+    child_process child("run", {});
+    tools::run_options o;
+    o.exchange = exchange_kind::host;
+    o.layout = layout::masked;
+    o.mode = mode::fixed;
+    o.reduction = reduction::per_row;
+    child.send(write_run_request(o));
+    const auto line = child.receive(in_ms(30'000));
+    ASSERT_TRUE(line);
+    EXPECT_THAT(*line, testing::StartsWith("ok\t0\t"));
+    EXPECT_THAT(*line, HasSubstr("\thost\t"));
+    o.graph = true;
+    child.send(write_run_request(o));
+    EXPECT_THAT(child.receive(in_ms(30'000)).value_or(""), testing::StartsWith("error\tunsupported\t"));
 }
 
 TEST(foreign_kernel, is_compiled_by_the_nvrtc_at_hand) {
