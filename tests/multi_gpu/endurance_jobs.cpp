@@ -214,4 +214,48 @@ void overflow_job(rank_world& world, const job_settings& settings, job_report& r
     world.barrier();
 }
 
+void hot_path_job(rank_world& world, const job_settings& settings, job_report& report) {
+    constexpr int repeats = 20;
+    for (const mode m : {mode::fixed, mode::exact}) {
+        fixed_shape s = mixed_shapes[0];
+        s.mode = m;
+        fixed_run run(world, s, settings.exchange, settings.seed);
+        run.once();
+        run.once();
+        run.memory->synchronize();
+        world.barrier();
+        const counters before = world.rt().counters();
+        for (int i = 0; i < repeats; ++i) {
+            run.once();
+        }
+        run.memory->synchronize();
+        world.barrier();  // threads share a runtime: its counters are read when all are done
+        const counters after = world.rt().counters();
+        world.barrier();
+        const std::string wrong = compare_with_oracle(run.job, run.layer.finish());
+        if (!wrong.empty()) {
+            report.fail(wrong);
+        }
+        const auto expect = [&](const char* what, std::uint64_t was, std::uint64_t is, std::uint64_t more = 0) {
+            if (is != was + more) {
+                report.fail(fmt::format("rank {}, {}: {} rose from {} to {} in {} layers, {} were expected",
+                                        world.rank(), name(m), what, was, is, repeats, more));
+            }
+        };
+        expect("allocations", before.allocations, after.allocations);
+        expect("compiles", before.compiles, after.compiles);
+        expect("hits in memory", before.cache_memory_hits, after.cache_memory_hits);
+        expect("hits on disk", before.cache_disk_hits, after.cache_disk_hits);
+        expect("modules loaded", before.modules_loaded, after.modules_loaded);
+        expect("uploads", before.uploads, after.uploads);
+        if (m == mode::fixed) {
+            expect("host waits", before.host_waits, after.host_waits);
+        } else if (after.host_waits < before.host_waits + (world.on_gpu() ? repeats : 0)) {
+            report.fail("exact plans were made without a wait for their counts");
+        }
+        report.counts["layers"] += repeats;
+        world.barrier();
+    }
+}
+
 }  // namespace epjit::tests

@@ -30,7 +30,7 @@ void job_report::add(const job_report& other) {
 job find_job(const std::string& name) {
     static const std::map<std::string, job> jobs = {
         {"property", property_job}, {"stress", stress_job},     {"create_destroy", create_destroy_job},
-        {"graph", graph_job},       {"overflow", overflow_job},
+        {"graph", graph_job},       {"overflow", overflow_job}, {"hot_path", hot_path_job},
     };
     const auto found = jobs.find(name);
     return found != jobs.end() ? found->second : nullptr;

@@ -114,6 +114,9 @@ TEST(endurance_suites, pass_on_ranks_that_drive_one_each) {
     const job_report overflow = on_threads(3, overflow_job, s);
     EXPECT_THAT(overflow.failures, ElementsAre());
     EXPECT_EQ(overflow.counts.at("capacity errors"), 3U);
+    const job_report hot = on_threads(2, hot_path_job, s);
+    EXPECT_THAT(hot.failures, ElementsAre());
+    EXPECT_EQ(hot.counts.at("layers"), 80U);
     const job_report graph = on_threads(2, graph_job, s);
     ASSERT_FALSE(graph.failures.empty());
     EXPECT_THAT(graph.failures[0], HasSubstr("host exchange has no graphs"));
@@ -124,7 +127,7 @@ TEST(whole_worlds, run_the_same_jobs_with_all_ranks_in_one_thread) {
     job_settings s = small_settings();
     s.cases = 30;
     s.iterations = 20;
-    for (const char* name : {"property", "stress", "create_destroy", "overflow"}) {
+    for (const char* name : {"property", "stress", "create_destroy", "overflow", "hot_path"}) {
         const auto world = make_whole_world(rt, communicator::host(rt, 3));
         EXPECT_THAT(run_job(find_job(name), *world, s).failures, ElementsAre()) << name;
     }

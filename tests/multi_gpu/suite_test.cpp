@@ -167,6 +167,10 @@ TEST_P(real_ranks, rows_over_the_capacity_of_one_rank_fail_on_every_rank) {
               static_cast<std::uint64_t>(setup_.ranks));
 }
 
+TEST_P(real_ranks, static_mode_allocates_compiles_uploads_and_waits_for_nothing_once_warm) {
+    run("hot_path");
+}
+
 TEST_P(real_ranks, graphs_replay_with_changing_data_between_eager_calls) {
     run("graph", 2000);
 }
