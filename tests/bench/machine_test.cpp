@@ -105,13 +105,16 @@ TEST_F(two_gpus, the_baseline_makes_its_steps_and_its_launches_are_counted) {
                 layer.dispatch();
             },
             plan_and_dispatch);
+        // The fake driver records one stream at a time: one rank cannot, so none does, and none waits for it.
         time_job(
-            machine, r, n, 0, [&] { layer.combine(); }, combine);
+            machine, r, n, 2, [&] { layer.combine(); }, combine);
         machine.team().meet();
     });
     EXPECT_THAT(plan_and_dispatch.us, Each(SizeIs(4)));
     EXPECT_EQ(plan_and_dispatch.launches, 4u) << "two plans, two permutes";
     EXPECT_EQ(combine.launches, 2u);
+    EXPECT_THAT(combine.us, Each(SizeIs(4)));
+    EXPECT_THAT(combine.kernel_us, Each(SizeIs(0)));
 }
 
 TEST_F(two_gpus, a_graph_is_taken_only_where_every_rank_has_one) {

@@ -91,9 +91,7 @@ void decode_suite(const context& ctx, bench_report& report) {
         }
     }
     if (report.rows.size() == rows_before) {
-        throw unsupported_error(
-            fmt::format("no exchange between real ranks could be measured: {}", fmt::join(report.notes, "; ")),
-            "see `epjit doctor`");
+        refuse_without_rows(report);
     }
     report.notes.push_back(fmt::format(
         "decode on {} x {}: plan, dispatch and combine, 50 pairs in one graph, each with another routing; us "

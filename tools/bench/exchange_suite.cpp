@@ -133,9 +133,7 @@ void exchange_suite(const context& ctx, bench_report& report) {
     const bool measured = std::any_of(report.rows.begin() + static_cast<std::ptrdiff_t>(rows_before), report.rows.end(),
                                       [](const bench_row& r) { return r.exchange != baseline_name; });
     if (!measured) {
-        throw unsupported_error(
-            fmt::format("no exchange between real ranks could be measured: {}", fmt::join(report.notes, "; ")),
-            "see `epjit doctor`");
+        refuse_without_rows(report);
     }
     report.notes.push_back(
         fmt::format("exchange on {} x {}: time between events, all launches included, the slowest rank of each "

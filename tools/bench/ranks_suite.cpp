@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace epjit::tools {
 
@@ -114,16 +115,36 @@ void note_missing(bench_report& report, exchange_kind kind, const error& e) {
     }
 }
 
+void refuse_without_rows(const bench_report& report) {
+    std::string missing;
+    for (const std::string& note : report.notes) {
+        if (note.starts_with("exchange ")) {
+            missing += (missing.empty() ? "" : "; ") + note;
+        }
+    }
+    throw unsupported_error("no exchange between real ranks could be measured: " + missing, "see `epjit doctor`");
+}
+
 host::gpu_graph capture_together(bench_machine& machine, int r, const std::function<void()>& work) {
     bench_rank& me = machine.rank(r);
+    // Two votes: a call that meets its peers while it is recorded must not wait for one that cannot record.
+    std::optional<host::stream_capture> capture;
+    try {
+        capture.emplace(me.context, me.stream.get());
+    } catch (const error&) {
+        capture.reset();
+    }
+    if (!machine.team().all(capture.has_value())) {
+        return {};
+    }
     host::gpu_graph graph;
     try {
-        host::stream_capture capture(me.context, me.stream.get());
         work();
-        graph = capture.end();
+        graph = capture->end();
     } catch (const error&) {
         graph = {};
     }
+    capture.reset();
     // A graph that waits for a peer without one would wait for its whole limit.
     return machine.team().all(static_cast<bool>(graph)) ? std::move(graph) : host::gpu_graph{};
 }

@@ -36,6 +36,9 @@ void add_rates(bench_report& report, const machine_rates& rates);
 /// An exchange that is not there is a note, said once for the run.
 void note_missing(bench_report& report, exchange_kind kind, const error& e);
 
+/// @throws unsupported_error with what note_missing() wrote.
+[[noreturn]] void refuse_without_rows(const bench_report& report);
+
 /// Times of one job, by rank.
 struct job_times {
     std::vector<std::vector<double>> us, kernel_us;  ///< [rank][repetition]; kernel_us may be empty
