@@ -22,6 +22,7 @@ const memory* ordinary_memory(void) {
 typedef unsigned long long device_pointer;
 static struct driver {
     int (*init)(unsigned);
+    int (*device_count)(int*);
     int (*device_get)(int*, int);
     int (*context_retain)(void**, int);
     int (*context_set)(void*);
@@ -41,6 +42,7 @@ static int load_driver(void) {
     const char* path = getenv("EPJIT_CUDA_LIBRARY");
     void* const library = dlopen(path != NULL && *path != '\0' ? path : "libcuda.so.1", RTLD_NOW);
     return library != NULL && load(library, "cuInit", &driver.init) &&
+           load(library, "cuDeviceGetCount", &driver.device_count) &&
            load(library, "cuDeviceGet", &driver.device_get) &&
            load(library, "cuDevicePrimaryCtxRetain", &driver.context_retain) &&
            load(library, "cuCtxSetCurrent", &driver.context_set) && load(library, "cuMemAlloc_v2", &driver.allocate) &&
@@ -67,14 +69,15 @@ static int device_read(void* to, const void* from, size_t bytes) {
 
 const memory* device_memory(int device, const char** reason) {
     static const memory m = {device_allocate, device_release, device_write, device_read};
-    int handle = 0;
+    int count = 0, handle = 0;
     void* context = NULL;
     if (driver.copy_to_host == NULL && !load_driver()) {
         *reason = "no libcuda.so.1";
         return NULL;
     }
-    if (driver.init(0) != 0 || driver.device_get(&handle, device) != 0) {
-        *reason = "no such GPU";
+    if (driver.init(0) != 0 || driver.device_count(&count) != 0 || count < 1 ||
+        driver.device_get(&handle, device % count) != 0) {
+        *reason = "no GPU";
         return NULL;
     }
     if (driver.context_retain(&context, handle) != 0 || driver.context_set(context) != 0) {

@@ -14,7 +14,8 @@ typedef struct memory {
 } memory;
 
 const memory* ordinary_memory(void);
-/// Memory of one GPU, whose primary context becomes current to this thread. Null without it: *reason says why.
+/// Memory of GPU `device` mod GPUs, whose primary context becomes current to this thread. Null without one: *reason
+/// says why. epjit_communicator_from_launcher takes the same GPU for a local rank.
 const memory* device_memory(int device, const char** reason);
 
 #endif
