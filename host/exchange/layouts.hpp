@@ -5,6 +5,8 @@
 // Enumerators such as id_width::i16 have the names of the device code's integer types.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wshadow"
+#include "templates/exchange/channel_layout.cuh"
+#include "templates/exchange/helpers_layout.cuh"
 #include "templates/plan/plan_layout.cuh"
 #include "templates/rows/rows_layout.cuh"
 #pragma GCC diagnostic pop

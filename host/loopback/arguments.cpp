@@ -14,6 +14,12 @@ std::uint64_t bits_of(const void* pointer) noexcept {
     return reinterpret_cast<std::uintptr_t>(pointer);
 }
 
+std::int32_t weight_columns(const exchange_config& c) noexcept {
+    return c.routing == routing_form::sparse ? c.num_experts : c.topk;
+}
+
+}  // namespace
+
 std::int64_t stride_bytes(const tensor_view& t) noexcept {
     return (t.row_stride != 0 ? t.row_stride : t.columns) * size_of(t.type);
 }
@@ -22,12 +28,6 @@ std::int32_t scale_stride_bytes(const tensor_view& t) noexcept {
     const std::int64_t groups = (t.columns + templates::scale_group - 1) / templates::scale_group;
     return static_cast<std::int32_t>((t.scale_row_stride != 0 ? t.scale_row_stride : groups) * size_of(t.scale));
 }
-
-std::int32_t weight_columns(const exchange_config& c) noexcept {
-    return c.routing == routing_form::sparse ? c.num_experts : c.topk;
-}
-
-}  // namespace
 
 std::int32_t widest_access(std::uint64_t bits) noexcept {
     return static_cast<std::int32_t>(bits == 0 ? 16 : std::min<std::uint64_t>(16, bits & (~bits + 1)));
@@ -52,8 +52,8 @@ plan_offsets lay_out_plan(const resolved_config& config, std::int64_t num_tokens
     };
     const std::int64_t entries = num_tokens * config.config.topk;
     const std::int64_t slots = config.placement.num_slots;
-    o.barrier = part(2 * sizeof(std::uint32_t));
-    o.device_status = part(sizeof(templates::plan_status));
+    o.barrier = part(4 * sizeof(std::uint32_t));
+    o.device_status = part(2 * sizeof(templates::plan_status));
     o.zeroed = next;
     o.entries = part(entries * static_cast<std::int64_t>(sizeof(templates::plan_entry)));
     o.entry_slots = part(entries * 2);
@@ -127,8 +127,12 @@ void fill_scatter_args(scatter_kernel_args& args, const resolved_config& config,
     args.slot_counts = memory.slot_counts;
     args.slot_offsets = memory.slot_offsets;
     args.rank_rows = memory.rank_rows;
-    args.num_slots = config.placement.num_slots;
-    args.num_ranks = config.num_ranks;
+    args.list = {};
+    args.list.skip_rank = -1;
+    args.fill_first_slot = 0;
+    args.fill_last_slot = config.placement.num_slots;
+    args.fill_first_rank = 0;
+    args.fill_last_rank = config.num_ranks;
     args.reserved = 0;
     args.weight_columns = weight_columns(config.config);
     args.layout = static_cast<templates::row_layout>(plan.options.layout);
@@ -157,7 +161,7 @@ void fill_scatter_args(scatter_kernel_args& args, const resolved_config& config,
         to.first_token = first_token;
         to.num_tokens = plan.ranks[r].num_tokens;
         to.capacity = rows[r];
-        to.reserved = 0;
+        to.by_token = 0;
         first_token += plan.ranks[r].num_tokens;
         bits |= bits_of(to.input) | bits_of(to.output) | static_cast<std::uint64_t>(to.input_stride) |
                 static_cast<std::uint64_t>(to.output_stride);
@@ -172,6 +176,8 @@ void fill_combine_args(gather_kernel_args& args, const resolved_config& config, 
     args.weight_columns = weight_columns(config.config);
     args.layout = static_cast<templates::row_layout>(plan.options.layout);
     args.order = static_cast<templates::sum_order>(options.reduction);
+    args.list = {};
+    args.list.skip_rank = -1;
     args.reserved = 0;
     std::uint64_t bits = static_cast<std::uint64_t>(config.config.hidden) *
                          static_cast<std::uint64_t>(size_of(config.config.combine_type));
@@ -202,6 +208,8 @@ void fill_gradient_args(gather_kernel_args& args, const resolved_config& config,
     args.weight_columns = weight_columns(config.config);
     args.layout = static_cast<templates::row_layout>(plan.options.layout);
     args.order = templates::sum_order::per_rank;
+    args.list = {};
+    args.list.skip_rank = -1;
     args.reserved = 0;
     std::uint64_t bits = 0;
     std::int32_t first_token = 0;

@@ -4,6 +4,7 @@
 
 #include "epjit/exchange.hpp"
 #include "host/exchange/backend.hpp"
+#include "host/exchange/device_memory.hpp"
 #include "host/exchange/layouts.hpp"
 
 #include <cstddef>
@@ -16,14 +17,6 @@ namespace epjit::host {
 using plan_kernel_args = templates::plan_args<templates::max_driven_ranks>;
 using scatter_kernel_args = templates::scatter_args<templates::max_driven_ranks>;
 using gather_kernel_args = templates::gather_args<templates::max_driven_ranks>;
-
-/// Device copies of the placement tables, made once per exchange.
-struct device_tables {
-    const std::int32_t* expert_first = nullptr;
-    const std::uint16_t* expert_slots = nullptr;  ///< null: expert e has the one slot e
-    const std::uint16_t* slot_rank = nullptr;
-    const std::int32_t* rank_first = nullptr;
-};
 
 /// Where one plan's parts lie in its device memory, in bytes from its start. What must be zero before the first launch
 /// comes first.
@@ -72,6 +65,9 @@ void fill_gradient_args(gather_kernel_args& args, const resolved_config& config,
 
 /// Tokens of all ranks of a plan.
 std::int32_t total_tokens(const plan_state& plan) noexcept;
+/// Bytes from one row to the next, and from one row's scales to the next's.
+std::int64_t stride_bytes(const tensor_view& t) noexcept;
+std::int32_t scale_stride_bytes(const tensor_view& t) noexcept;
 /// The widest access, 16, 8, 4, 2 or 1 bytes, that divides every number whose bits are or-ed into `bits`.
 std::int32_t widest_access(std::uint64_t bits) noexcept;
 

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <optional>
 
 namespace epjit::host {
@@ -20,14 +19,14 @@ namespace {
 class loopback_backend final : public backend {
    public:
     loopback_backend(communicator_state& comm, const resolved_config& config) : comm_(comm), config_(config) {
-        upload_tables();
+        tables_ = device_tables(comm, config);
         for (std::int32_t lane = 0; lane < config.config.lanes; ++lane) {
-            lanes_[lane].order = gpu_event(comm.context, false);
+            lanes_[lane] = lane_order(comm.context);
         }
     }
 
     void prepare() override { kernels(); }
-    [[nodiscard]] std::size_t workspace_bytes() const noexcept override { return table_bytes_; }
+    [[nodiscard]] std::size_t workspace_bytes() const noexcept override { return tables_.bytes; }
 
     std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
                                           stream_t stream, std::unique_ptr<plan_state> reuse) override;
@@ -48,21 +47,13 @@ class loopback_backend final : public backend {
     void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) override;
 
    private:
-    struct lane_order {
-        gpu_event order;
-        stream_t last = nullptr;
-        bool used = false;
-    };
-
-    void upload_tables();
     loopback_kernels& kernels() {
         if (!kernels_) {
             kernels_.emplace(comm_, config_);
         }
         return *kernels_;
     }
-    /// Makes `stream` wait for the lane's earlier work when that went to another stream.
-    void order_on(std::int32_t lane, stream_t stream);
+    void order_on(std::int32_t lane, stream_t stream) { lanes_[lane].on(*comm_.context, stream); }
     std::unique_ptr<loopback_plan> plan_with_memory(const plan_options& options, std::unique_ptr<plan_state> reuse,
                                                     stream_t stream);
     void wait_for_counts(loopback_plan& plan, stream_t stream);
@@ -75,8 +66,6 @@ class loopback_backend final : public backend {
 
     communicator_state& comm_;
     const resolved_config& config_;
-    workspace tables_memory_;
-    std::size_t table_bytes_ = 0;
     device_tables tables_;
     std::optional<loopback_kernels> kernels_;
     std::array<lane_order, 2> lanes_;
@@ -85,58 +74,6 @@ class loopback_backend final : public backend {
     bool warned_ = false;
     std::string failure_;  ///< why the exchange refuses work; empty: it does not
 };
-
-/// True when expert e has exactly the slot e.
-bool slots_are_experts(const placement_tables& t, std::int32_t num_experts) {
-    if (t.num_slots != num_experts) {
-        return false;
-    }
-    for (std::int32_t e = 0; e < num_experts; ++e) {
-        if (t.slot_expert[e] != e) {
-            return false;
-        }
-    }
-    return true;
-}
-
-void loopback_backend::upload_tables() {
-    const placement_tables& t = config_.placement;
-    std::vector<std::byte> image;
-    const auto add = [&image](const auto& table) {
-        const std::size_t at = image.size();
-        const std::size_t bytes = table.size() * sizeof(table[0]);
-        image.resize((at + bytes + 255) / 256 * 256);
-        std::memcpy(image.data() + at, table.data(), bytes);
-        return at;
-    };
-    const std::size_t expert_first = add(t.expert_first);
-    const std::size_t expert_slots = add(t.expert_slots);
-    const std::size_t slot_rank = add(t.slot_rank);
-    const std::size_t rank_first = add(t.rank_first);
-    tables_memory_ = workspace(comm_, config_.config.memory, image.size());
-    table_bytes_ = image.size();
-    copy_to_device(comm_.context, tables_memory_.data(), image.data(), image.size(), nullptr);
-    synchronize(comm_.context, nullptr);
-    comm_.runtime->uploads.fetch_add(1, std::memory_order_relaxed);
-    const std::byte* base = static_cast<const std::byte*>(tables_memory_.data());
-    tables_.expert_first = reinterpret_cast<const std::int32_t*>(base + expert_first);
-    tables_.expert_slots = slots_are_experts(t, config_.config.num_experts)
-                               ? nullptr
-                               : reinterpret_cast<const std::uint16_t*>(base + expert_slots);
-    tables_.slot_rank = reinterpret_cast<const std::uint16_t*>(base + slot_rank);
-    tables_.rank_first = reinterpret_cast<const std::int32_t*>(base + rank_first);
-}
-
-void loopback_backend::order_on(std::int32_t lane, stream_t stream) {
-    lane_order& l = lanes_[lane];
-    if (l.used && l.last != stream) {
-        const driver_api& api = comm_.context->api();
-        api.check(api.event_record(l.order.get(), l.last), "cuEventRecord", "on the lane's previous stream");
-        api.check(api.stream_wait_event(stream, l.order.get(), 0), "cuStreamWaitEvent");
-    }
-    l.used = true;
-    l.last = stream;
-}
 
 std::unique_ptr<loopback_plan> loopback_backend::plan_with_memory(const plan_options& options,
                                                                   std::unique_ptr<plan_state> reuse, stream_t stream) {

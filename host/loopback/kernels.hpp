@@ -4,8 +4,7 @@
 
 #include "epjit/jit/spec.hpp"
 #include "host/exchange/backend.hpp"
-#include "host/exchange/communicator_state.hpp"
-#include "host/exchange/layouts.hpp"
+#include "host/exchange/launch.hpp"
 
 #include <array>
 #include <cstdint>
@@ -16,19 +15,6 @@ namespace epjit::host {
 
 /// The variants that a loopback exchange of `config` launches from: plan, scatter, gather.
 std::array<jit::variant_spec, 3> loopback_specs(const resolved_config& config, jit::target_arch arch);
-
-templates::plan_config plan_config_of(const jit::variant_spec& spec) noexcept;
-templates::scatter_config scatter_config_of(const jit::variant_spec& spec) noexcept;
-
-/// A kernel with its launch shape.
-struct launchable {
-    loaded_kernel kernel;
-    std::int32_t threads = 0;
-    std::int32_t shared_bytes = 0;  ///< dynamic
-    std::int32_t max_blocks = 0;    ///< resident at once, or the exchange's SM budget
-
-    [[nodiscard]] explicit operator bool() const noexcept { return static_cast<bool>(kernel); }
-};
 
 /// Loaded into the communicator's context.
 class loopback_kernels {
@@ -51,9 +37,5 @@ class loopback_kernels {
     std::vector<std::shared_ptr<const loaded_variant>> gradient_variant_;
     launchable weight_gradient_;
 };
-
-/// Launches `what` with the one argument struct `args` and counts it; the context is current.
-void launch(communicator_state& comm, const launchable& what, std::int64_t blocks, const void* args, stream_t stream,
-            bool cooperative = false);
 
 }  // namespace epjit::host

@@ -4,6 +4,7 @@
 
 #include "host/driver/device.hpp"
 #include "host/exchange/backend.hpp"
+#include "host/exchange/device_memory.hpp"
 #include "host/loopback/arguments.hpp"
 
 #include <array>
@@ -14,23 +15,6 @@
 #include <vector>
 
 namespace epjit::host {
-
-/// Device memory from the caller's hooks, or the library's own.
-class workspace {
-   public:
-    workspace() noexcept = default;
-    /// @throws cuda_error; error (config) when the hook returns null.
-    workspace(communicator_state& comm, const memory_hooks& hooks, std::size_t bytes);
-    workspace(workspace&& other) noexcept;
-    workspace& operator=(workspace&& other) noexcept;
-    ~workspace();
-    [[nodiscard]] void* data() const noexcept { return hooked_ != nullptr ? hooked_ : own_.data(); }
-
-   private:
-    device_buffer own_;
-    memory_hooks hooks_;
-    void* hooked_ = nullptr;
-};
 
 /// What the plan kernel has told the host about launch `sequence`.
 struct plan_report {
@@ -66,12 +50,5 @@ class loopback_plan final : public plan_state {
     }
     static constexpr std::size_t counts_offset = 256;
 };
-
-enum class poll_outcome { ready, timed_out, work_ended };
-
-/// Polls `*ready` until it is `sequence`. Every millisecond `running` is asked whether the stream still works; it
-/// throws when the stream failed. `work_ended`: the stream is done and the number never came.
-poll_outcome poll_ready(const std::uint32_t* ready, std::uint32_t sequence, std::chrono::milliseconds limit,
-                        const std::function<bool()>& running);
 
 }  // namespace epjit::host

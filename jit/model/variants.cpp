@@ -27,16 +27,17 @@ void check_rows(std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk) 
     check("TOPK", topk, 1, templates::max_topk);
 }
 
-/// Rows move the same way within one GPU on every exchange that can; the others have no kernels in this version.
+/// Rows move the same way on every exchange of a GPU: loopback in one launch for all ranks, real ranks in two.
 void check_exchange(exchange_kind exchange, std::int32_t num_ranks) {
-    if (num_ranks == 1 || exchange == exchange_kind::loopback) {
-        return;
-    }
-    if (exchange == exchange_kind::automatic || exchange == exchange_kind::host) {
+    if (num_ranks > 1 && (exchange == exchange_kind::automatic || exchange == exchange_kind::host)) {
         throw config_error(fmt::format("exchange {} has no kernels for {} ranks", name(exchange), num_ranks),
-                           "choose loopback");
+                           "choose loopback, lsa, sendrecv, dense or hybrid");
     }
-    throw unsupported_error(fmt::format("exchange {} is not in this version", name(exchange)), "use host or loopback");
+}
+
+bool between_real_ranks(exchange_kind exchange) {
+    return exchange == exchange_kind::lsa || exchange == exchange_kind::sendrecv || exchange == exchange_kind::dense ||
+           exchange == exchange_kind::hybrid;
 }
 
 /// Threads of a block that walks rows of `row_bytes` in 16-byte steps: the multiple of 32 up to `most` that leaves the
@@ -116,9 +117,17 @@ std::vector<dtype> gather_types(const model_shape& model, variant_set set) {
 void list_ranks(const variant_request& request, target_arch arch, std::int32_t num_ranks,
                 std::vector<variant_spec>& list) {
     const model_shape& m = request.model;
-    append_unique(list, plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, false));
-    if (request.set == variant_set::all) {
-        append_unique(list, plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, true));
+    for (const bool sparse : {false, true}) {
+        if (sparse && request.set != variant_set::all) {
+            continue;
+        }
+        append_unique(list, plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, sparse));
+        if (num_ranks > 1) {
+            append_unique(list, exchange_plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, sparse));
+        }
+    }
+    if (num_ranks > 1) {
+        append_unique(list, exchange_helpers_spec(arch, num_ranks, m.topk));
     }
     for (const row_types& t : scatter_types(m, request.set)) {
         append_unique(list, scatter_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, t.input, t.output,
@@ -149,6 +158,24 @@ variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t 
     s.num_ranks = num_ranks;
     s.topk = topk;
     s.threads = 512;
+    return s;
+}
+
+variant_spec exchange_plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots,
+                                std::int32_t num_ranks, std::int32_t topk, bool sparse) {
+    variant_spec s = plan_spec(arch, num_experts, num_slots, num_ranks, topk, sparse);
+    s.kind = kernel_kind::exchange_plan;
+    return s;
+}
+
+variant_spec exchange_helpers_spec(target_arch arch, std::int32_t num_ranks, std::int32_t topk) {
+    check("the number of ranks", num_ranks, 1, max_ranks);
+    check("TOPK", topk, 1, templates::max_topk);
+    variant_spec s;
+    s.kind = kernel_kind::exchange_helpers;
+    s.arch = arch;
+    s.num_ranks = templates::arguments_for_ranks(num_ranks);
+    s.topk = topk;
     return s;
 }
 
@@ -233,12 +260,29 @@ std::vector<variant_spec> run_variants(const run_request& r) {
         return {};
     }
     const bool sparse = r.routing == routing_form::sparse;
-    std::vector<variant_spec> list{
-        plan_spec(r.arch, r.num_experts, r.num_slots, r.num_ranks, r.topk, sparse),
-        scatter_spec(r.arch, r.exchange, r.num_ranks, r.hidden, r.topk, r.input, r.wire, r.scales),
-        gather_spec(r.arch, r.exchange, r.num_ranks, r.hidden, r.topk, r.combine)};
+    std::vector<variant_spec> list;
+    const auto scatter = [&](dtype input, dtype output, scale_type scales) {
+        append_unique(list, scatter_spec(r.arch, r.exchange, r.num_ranks, r.hidden, r.topk, input, output, scales));
+    };
+    const bool real = between_real_ranks(r.exchange);
+    if (real) {
+        list.push_back(exchange_plan_spec(r.arch, r.num_experts, r.num_slots, r.num_ranks, r.topk, sparse));
+        list.push_back(exchange_helpers_spec(r.arch, r.num_ranks, r.topk));
+    } else {
+        list.push_back(plan_spec(r.arch, r.num_experts, r.num_slots, r.num_ranks, r.topk, sparse));
+    }
+    scatter(r.input, r.wire, r.scales);
+    if (real && r.input != r.wire) {
+        // Rows cross as they were quantised, or as they came where every row gets a weight before it is quantised.
+        scatter(r.wire, r.wire, r.scales);
+        scatter(r.input, r.input, scale_type::none);
+    }
+    list.push_back(gather_spec(r.arch, r.exchange, r.num_ranks, r.hidden, r.topk, r.combine));
     if (r.backward) {
         list.push_back(weight_gradient_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.combine));
+        if (real) {
+            scatter(r.combine, r.combine, scale_type::none);  // gradients on their way to the rows' holders
+        }
     }
     return list;
 }

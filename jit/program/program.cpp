@@ -7,7 +7,7 @@ namespace epjit::jit {
 namespace {
 
 constexpr std::string_view roots[] = {"plan/plan.cuh", "rows/scatter.cuh", "rows/gather.cuh",
-                                      "rows/weight_gradient.cuh"};
+                                      "rows/weight_gradient.cuh", "plan/exchange_plan.cuh", "exchange/exchange.cuh"};
 
 constexpr program_kernel plan_kernel{"plan_kernel", "epjit::templates::plan_kernel<epjit::templates::config>"};
 constexpr program_kernel scatter_kernel{"scatter_kernel", "epjit::templates::scatter_kernel<epjit::templates::config>"};
@@ -16,6 +16,14 @@ constexpr program_kernel scatter_bulk_kernel{"scatter_bulk_kernel",
 constexpr program_kernel gather_kernel{"gather_kernel", "epjit::templates::gather_kernel<epjit::templates::config>"};
 constexpr program_kernel weight_gradient_kernel{"weight_gradient_kernel",
                                                 "epjit::templates::weight_gradient_kernel<epjit::templates::config>"};
+
+constexpr program_kernel exchange_plan_kernel{"exchange_plan_kernel",
+                                              "epjit::templates::exchange_plan_kernel<epjit::templates::config>"};
+constexpr program_kernel sync_kernel{"sync_kernel", "epjit::templates::sync_kernel<epjit::templates::config>"};
+constexpr program_kernel send_weights_kernel{"send_weights_kernel",
+                                             "epjit::templates::send_weights_kernel<epjit::templates::config>"};
+constexpr program_kernel return_rows_kernel{"return_rows_kernel",
+                                            "epjit::templates::return_rows_kernel<epjit::templates::config>"};
 
 std::string_view element_text(dtype type) {
     switch (type) {
@@ -39,10 +47,15 @@ std::string_view scale_text(scale_type type) {
 std::string config_text(const variant_spec& s) {
     switch (s.kind) {
         case kernel_kind::plan:
+        case kernel_kind::exchange_plan:
             return fmt::format(
                 "plan_config config{{\n    .num_experts = {},\n    .num_slots = {},\n    .num_ranks = {},\n"
-                "    .topk = {},\n    .sparse = {},\n    .threads = {},\n}};\n",
-                s.num_experts, s.num_slots, s.num_ranks, s.topk, s.sparse, s.threads);
+                "    .topk = {},\n    .sparse = {},\n    .exchange = {},\n    .threads = {},\n}};\n",
+                s.num_experts, s.num_slots, s.num_ranks, s.topk, s.sparse, s.kind == kernel_kind::exchange_plan,
+                s.threads);
+        case kernel_kind::exchange_helpers:
+            return fmt::format("exchange_kernels_config config{{\n    .num_ranks = {},\n    .topk = {},\n}};\n",
+                               s.num_ranks, s.topk);
         case kernel_kind::permute_dispatch:
             return fmt::format(
                 "scatter_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
@@ -67,6 +80,8 @@ std::vector<program_kernel> kernels_of(const variant_spec& s) {
             return s.stages > 0 ? std::vector{scatter_kernel, scatter_bulk_kernel} : std::vector{scatter_kernel};
         case kernel_kind::unpermute_combine: return {gather_kernel};
         case kernel_kind::weight_gradient: return {weight_gradient_kernel};
+        case kernel_kind::exchange_plan: return {exchange_plan_kernel};
+        case kernel_kind::exchange_helpers: return {sync_kernel, send_weights_kernel, return_rows_kernel};
     }
     return {};
 }
@@ -83,6 +98,8 @@ std::string_view template_root(kernel_kind kind) noexcept {
         case kernel_kind::permute_dispatch: return roots[1];
         case kernel_kind::unpermute_combine: return roots[2];
         case kernel_kind::weight_gradient: return roots[3];
+        case kernel_kind::exchange_plan: return roots[4];
+        case kernel_kind::exchange_helpers: return roots[5];
     }
     return roots[0];
 }

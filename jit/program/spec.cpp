@@ -16,6 +16,8 @@ std::string_view name(kernel_kind kind) noexcept {
         case kernel_kind::permute_dispatch: return "permute+dispatch";
         case kernel_kind::unpermute_combine: return "unpermute+combine";
         case kernel_kind::weight_gradient: return "weight_gradient";
+        case kernel_kind::exchange_plan: return "exchange_plan";
+        case kernel_kind::exchange_helpers: return "exchange_helpers";
     }
     return "?";
 }
@@ -52,16 +54,19 @@ std::string describe(const variant_spec& s) {
     if (s.exchange != exchange_kind::automatic) {
         add("exchange", name(s.exchange));
     }
-    if (s.kind == kernel_kind::plan) {
+    const bool plans = s.kind == kernel_kind::plan || s.kind == kernel_kind::exchange_plan;
+    if (plans) {
         add("E", s.num_experts);
         add("S", s.num_slots);
-    } else {
+    } else if (s.kind != kernel_kind::exchange_helpers) {
         add("H", s.hidden);
     }
-    add(s.kind == kernel_kind::plan ? "R" : "R<", s.num_ranks);
+    add(plans ? "R" : "R<", s.num_ranks);
     add("K", s.topk);
-    if (s.kind == kernel_kind::plan) {
+    if (plans) {
         text.append(s.sparse ? " sparse" : " dense");
+    } else if (s.kind == kernel_kind::exchange_helpers) {
+        return text;
     } else if (s.input == s.output) {
         add("type", name(s.input));
     } else {

@@ -57,6 +57,13 @@ EPJIT_SHARED constexpr i32 scale_bytes(group_scale s) {
     return s == group_scale::f32 ? 4 : s == group_scale::ue8m0 ? 1 : 0;
 }
 
+/// Rows move the same way for one rank (permute, unpermute) and for R (dispatch, combine); only the table in the
+/// arguments grows. Three lengths of it serve every R, so that one program serves many; 64 ranks take more than the 4
+/// KiB of arguments that drivers before CUDA 12.1 allow.
+EPJIT_SHARED constexpr i32 arguments_for_ranks(i32 num_ranks) {
+    return num_ranks <= 8 ? 8 : num_ranks <= 32 ? 32 : max_driven_ranks;
+}
+
 template <class T>
 EPJIT_SHARED constexpr T ceil_div(T a, T b) {
     return (a + b - 1) / b;

@@ -17,19 +17,31 @@ struct plan_shared {
     u64* masks;     ///< [keys] tokens of the current tile that have the key
     u32* counts;    ///< [keys] rows of the key in this block's tokens before the tile; later the rows before this block
     i32* bases;     ///< [keys] first row of the key; before that, the totals over all blocks
-    u16* tile_ids;  ///< sparse: [plan_tile_tokens, K] experts, no_slot filled
+    i32* lines_before;  ///< exchange: [R] lines that the ranks before this one send to each rank
+    u16* tile_ids;      ///< sparse: [plan_tile_tokens, K] experts, no_slot filled
 
     __device__ explicit plan_shared(u8* memory)
         : masks(reinterpret_cast<u64*>(memory)),
           counts(reinterpret_cast<u32*>(memory + keys * 8)),
           bases(reinterpret_cast<i32*>(memory + keys * 12)),
-          tile_ids(reinterpret_cast<u16*>(memory + keys * 16)) {}
+          lines_before(reinterpret_cast<i32*>(memory + keys * 16)),
+          tile_ids(reinterpret_cast<u16*>(memory + keys * 16 + (Config.exchange ? Config.num_ranks * 4 : 0))) {}
 
     /// Notes that the tile's token `t` has the key; shared memory has 32-bit atomics only.
     __device__ __forceinline__ void mark(i32 key, i32 t) {
         atomicOr(reinterpret_cast<u32*>(masks) + key * 2 + t / 32, 1u << t % 32);
     }
 };
+
+/// The rank whose tokens lie at place `place` of the arguments' table.
+template <plan_config Config, class Args>
+__device__ __forceinline__ i32 rank_number(const Args& args, i32 place) {
+    if constexpr (Config.exchange) {
+        return args.link.me;
+    } else {
+        return place;
+    }
+}
 
 __device__ __forceinline__ i64 load_id(const void* ids, i64 index, id_width width) {
     switch (width) {
@@ -144,7 +156,7 @@ __device__ choice choose(const Args& args, const plan_shared<Config>& shared, bo
         if (!by_slot && args.expert_slots != nullptr) {
             const i32 first = args.expert_first[slot];
             const i32 copies = args.expert_first[slot + 1] - first;
-            slot = args.expert_slots[first + (copies == 1 ? 0 : (rank + local) % copies)];
+            slot = args.expert_slots[first + (copies == 1 ? 0 : (rank_number<Config>(args, rank) + local) % copies)];
         }
         c.slot = static_cast<u16>(slot);
         c.rank = Config.num_ranks == 1 ? 0 : args.slot_rank[slot];
@@ -198,7 +210,7 @@ __device__ void count_tokens(const Args& args, plan_shared<Config>& shared, i32 
             places[p] = entry_place<Config>(choices[p].slot, k);
             if (choices[p].slot != no_slot) {
                 shared.mark(choices[p].slot, t);
-                if (flat) {
+                if (flat || Config.exchange) {
                     shared.mark(Config.num_slots + choices[p].rank, t);
                 }
             }
@@ -211,11 +223,19 @@ __device__ void count_tokens(const Args& args, plan_shared<Config>& shared, i32 
             if (thread / group < lanes::tokens_per_pass && token < last && places[p] < Config.topk) {
                 const choice& c = choices[p];
                 plan_entry entry{-1, c.rank, c.column};
+                const u64 before = (1ull << t) - 1;
+                const i64 index = static_cast<i64>(token) * Config.topk + places[p];
                 if (c.slot != no_slot) {
                     const i32 key = flat ? Config.num_slots + c.rank : c.slot;
-                    entry.row = static_cast<i32>(shared.counts[key]) + __popcll(shared.masks[key] & ((1ull << t) - 1));
+                    entry.row = static_cast<i32>(shared.counts[key]) + __popcll(shared.masks[key] & before);
                 }
-                const i64 index = static_cast<i64>(token) * Config.topk + places[p];
+                if constexpr (Config.exchange) {
+                    const i32 key = Config.num_slots + c.rank;
+                    args.positions[index] =
+                        c.slot == no_slot
+                            ? -1
+                            : static_cast<i32>(shared.counts[key]) + __popcll(shared.masks[key] & before);
+                }
                 args.entries[index] = entry;
                 args.entry_slots[index] = c.slot;
             }

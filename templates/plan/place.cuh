@@ -10,6 +10,18 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
+/// Rows of a rank's output.
+template <plan_config Config, class Args>
+__device__ __forceinline__ i32 capacity_of(const Args& args, i32 rank) {
+    if constexpr (Config.exchange) {
+        const u32* message = args.counts + static_cast<i64>(rank) * plan_message_words(plan_shared<Config>::keys);
+        return static_cast<i32>(
+            reinterpret_cast<const plan_message_tail*>(message + plan_shared<Config>::keys)->capacity);
+    } else {
+        return args.ranks[rank].capacity;
+    }
+}
+
 /// From every block's counts: adds the totals of the keys to `shared.bases` and the rows in the blocks before this one
 /// to `shared.counts`, both zero before. Threads share a key where there are more threads than keys; the order of
 /// integer sums does not matter.
@@ -99,12 +111,12 @@ __device__ void scan_segments(const Args& args, plan_shared<Config>& shared) {
 template <plan_config Config, class Args>
 __device__ void publish_counts(const Args& args, const plan_shared<Config>& shared) {
     const i32* starts = reinterpret_cast<const i32*>(shared.masks);
-    u32 dropped = 0;
+    u32 dropped = 0;  // an exchange's ranks all have the same counts and come to the same sum
 #pragma unroll 1
     for (i32 slot = static_cast<i32>(threadIdx.x); slot < Config.num_slots; slot += Config.threads) {
         const i32 rank = args.slot_rank[slot];
         const i32 local = slot - args.rank_first[rank];
-        const i32 capacity = args.ranks[rank].capacity;
+        const i32 capacity = capacity_of<Config>(args, rank);
         const i32 total = shared.bases[slot];
         i32 count = total;
         i32 offset = 0;
@@ -131,7 +143,7 @@ __device__ void publish_counts(const Args& args, const plan_shared<Config>& shar
     for (i32 rank = static_cast<i32>(threadIdx.x); rank < Config.num_ranks; rank += Config.threads) {
         const i32 first = args.rank_first[rank];
         const i32 last = args.rank_first[rank + 1];
-        const i32 capacity = args.ranks[rank].capacity;
+        const i32 capacity = capacity_of<Config>(args, rank);
         i32 rows = 0;
         if (args.layout == row_layout::masked) {
             rows = (last - first) * capacity;
@@ -166,9 +178,14 @@ __device__ void place_tokens(const Args& args, const plan_shared<Config>& shared
         }
         const i32 slot = args.entry_slots[i];
         const i32 key = args.layout == row_layout::flat ? Config.num_slots + entry.rank : slot;
-        const i32 place = entry.row + static_cast<i32>(shared.counts[key]);
-        const i32 capacity = args.ranks[entry.rank].capacity;
-        i32 row = place;
+        i32 row = entry.row + static_cast<i32>(shared.counts[key]);
+        const i32 capacity = capacity_of<Config>(args, entry.rank);
+        if constexpr (Config.exchange) {
+            if (args.layout == row_layout::flat) {
+                row += shared.lines_before[entry.rank];
+            }
+            args.positions[i] += static_cast<i32>(shared.counts[Config.num_slots + entry.rank]);
+        }
         bool fits = row < capacity;
         if (args.layout == row_layout::masked) {
             row += (slot - args.rank_first[entry.rank]) * capacity;
@@ -176,7 +193,7 @@ __device__ void place_tokens(const Args& args, const plan_shared<Config>& shared
             const i32* starts = reinterpret_cast<const i32*>(shared.masks);
             row += starts[slot] - starts[args.rank_first[entry.rank]];
             fits = row < capacity;
-        } else if (!fits) {
+        } else if (!fits && !Config.exchange) {
             atomicAdd(&args.slot_counts[slot], -1);
         }
         args.entries[i].row = fits ? row : -1;

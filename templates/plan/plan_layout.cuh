@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/types.cuh"
+#include "exchange/channel_layout.cuh"
 
 namespace epjit::templates {
 
@@ -13,6 +14,7 @@ struct plan_config {
     i32 num_ranks;    ///< R
     i32 topk;         ///< K: 1 to max_topk
     bool sparse;      ///< routing is a [T,E] u8 map instead of [T,K] ids
+    bool exchange;    ///< one real rank's tokens, counts from the others; else every rank's tokens in one launch
     i32 threads;      ///< per block, a multiple of 32
 };
 
@@ -46,9 +48,11 @@ EPJIT_SHARED constexpr i32 plan_keys(const plan_config& c) {
     return c.num_slots + c.num_ranks;
 }
 
-/// Dynamic shared memory of plan_kernel: per key a mask, a running count and a row base; a tile of ids when sparse.
+/// Dynamic shared memory of the plan kernels: per key a mask, a running count and a row base; a tile of ids when
+/// sparse; of an exchange the lines that every rank gets from the ranks before this one.
 EPJIT_SHARED constexpr i32 plan_shared_bytes(const plan_config& c) {
-    return plan_keys(c) * (8 + 4 + 4) + (c.sparse ? plan_tile_tokens * c.topk * 2 : 0);
+    return plan_keys(c) * (8 + 4 + 4) + (c.exchange ? c.num_ranks * 4 : 0) +
+           (c.sparse ? plan_tile_tokens * c.topk * 2 : 0);
 }
 
 /// Blocks that have work for `num_tokens`, the last one to publish counts beside the others' work; the launch takes no
@@ -64,9 +68,11 @@ struct plan_status {
     u32 excess_ids;     ///< set bits of a sparse row beyond the K-th, ignored
     u32 dropped_rows;   ///< (token, slot) pairs, or flat rows, that did not fit the capacity
     u32 timed_out;      ///< non-zero when a grid barrier gave up: the plan is unusable
+    u32 refusing_rank;  ///< exchange: 1 + the first rank that brought tokens it may not bring, else 0
+    u32 refused_tokens; ///< of that rank
     u32 ready;          ///< the plan's sequence number, written last with system scope
 };
-static_assert(sizeof(plan_status) == 24);
+static_assert(sizeof(plan_status) == 32);
 
 /// What a driven rank brings to a plan.
 struct plan_rank {
@@ -99,7 +105,8 @@ struct plan_head {
 
     // Pinned host memory.
     plan_status* host_status;
-    i32* host_counts;  ///< exact: [S] slot counts then [R] rank_rows; null in static mode
+    i32* host_counts;  ///< exact: [S] slot counts then [R] rank_rows; of an exchange then [R] lines sent to each rank and
+                       ///< [R] received from each; null in static mode
 
     u64 timeout_ns;  ///< limit of the grid barrier
     i32 num_tokens;  ///< of all ranks
@@ -117,5 +124,55 @@ struct plan_args : plan_head {
     plan_rank ranks[NumRanks];
 };
 static_assert(sizeof(plan_args<max_driven_ranks>) == 144 + 24 * 64);
+
+/// A token that travels to a rank is a line of that rank's list from the source, at the position of its order among the
+/// source's tokens that go there. What the destination must know of it: i32 token, i32 rows[K], u16 slots[K]. Entry j is
+/// the token's j-th in ascending slot order: `rows[j]` is its place in the destination's output, -1 when dropped or not
+/// for this rank; `slots[j]` the destination's local slot, no_slot when not for this rank.
+EPJIT_SHARED constexpr i32 line_bytes(i32 topk) {
+    return ceil_div(4 + 6 * topk, 16) * 16;
+}
+EPJIT_SHARED constexpr i32 line_slots_offset(i32 topk) {
+    return 4 + 4 * topk;
+}
+
+/// What ranks tell each other before rows can be placed: the counts of all keys, then these, u32 each.
+struct plan_message_tail {
+    u32 num_tokens;
+    u32 capacity;
+    u32 bad_ids;
+    u32 duplicate_ids;
+    u32 excess_ids;
+    u32 refused_tokens;  ///< non-zero: this rank's T is not allowed and it takes part with none
+    u32 reserved[2];
+};
+static_assert(sizeof(plan_message_tail) == 32);
+EPJIT_SHARED constexpr i32 plan_message_words(i32 keys) {
+    return keys + static_cast<i32>(sizeof(plan_message_tail) / 4);
+}
+
+/// Parts of exchange_plan_kernel; a launch does one or more in this order. Where peers' memory can be written all are
+/// one launch; else the counts and the lines are moved between launches.
+inline constexpr i32 plan_phase_count = 1;
+inline constexpr i32 plan_phase_place = 2;
+inline constexpr i32 plan_phase_finish = 4;
+
+struct exchange_plan_args : plan_head {
+    plan_rank ranks[1];  ///< this rank's tokens
+    rank_link link;
+    i32* positions;     ///< [T,K] of each entry's line in its rank's list, -1 when unused
+    u32* counts;        ///< [R, plan_message_words]: where the ranks' messages arrive; this rank's too
+    const u8* arrived;  ///< [R, list_stride, line_bytes]: where lines arrive
+    u8* lines;          ///< the plan's own, same shape; may be `arrived`
+    i32* line_first;    ///< [R+1] lines before those of each source
+    i32 list_stride;    ///< lines that one source may send
+    i32 phases;
+    i32 peers_written;   ///< messages and steps go straight to the peers' windows
+    i32 refused_tokens;  ///< see plan_message_tail
+    i64 counts_offset;   ///< of `counts` in every window
+    u8* lines_out;       ///< [R, list_stride, line_bytes]: lines for each rank, where peers are not written
+    i64 lines_offset;    ///< else: of this rank's lines in every window
+};
+static_assert(sizeof(exchange_plan_args) == 144 + 24 + 56 + 40 + 16 + 8 + 16);
 
 }  // namespace epjit::templates

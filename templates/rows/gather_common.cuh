@@ -4,6 +4,7 @@
 
 #include "base/convert.cuh"
 #include "base/device.cuh"
+#include "rows/row_list.cuh"
 #include "rows/rows_layout.cuh"
 
 namespace epjit::templates {
@@ -25,16 +26,15 @@ struct row_terms {
     u8* output;
 };
 
-/// Called by one whole warp; lane k resolves entry k. Entries come in ascending (rank, slot) order.
+/// Called by one whole warp for the list's token `token`; lane k resolves entry k. Entries come in ascending (rank, slot)
+/// order.
 template <gather_config Config, class Args>
 __device__ inline void resolve_terms(const Args& args, i32 token, i32 rank, row_terms<Config>& out) {
     const i32 lane = static_cast<i32>(lane_idx());
     const gather_rank& owner = args.ranks[rank];
-    const i64 local = token - owner.first_token;
-    plan_entry entry{-1, no_rank, 0};
-    if (lane < Config.topk) {
-        entry = args.entries[static_cast<i64>(token) * Config.topk + lane];
-    }
+    const i32 in_source = list_local_of(args, token, rank);
+    const i64 local = in_source;
+    const plan_entry entry = read_listed_entry<Config.topk>(args, token, rank, in_source).entry;
     const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
     // On the flat layout a rank has one row of the token, which several entries name.
     const bool used = entry.row >= 0 && (args.layout != row_layout::flat || lane == 0 || previous != entry.rank);
@@ -67,7 +67,8 @@ __device__ inline void resolve_terms(const Args& args, i32 token, i32 rank, row_
     const i32 count = __popc(__ballot_sync(full_warp, used));
     if (lane == 0) {
         out.count = count;
-        out.output = static_cast<u8*>(owner.output) + local * owner.output_stride;
+        out.output = static_cast<u8*>(owner.output) +
+                     static_cast<i64>(list_row_of<Config.topk>(args, rank, in_source)) * owner.output_stride;
     }
 }
 

@@ -110,15 +110,20 @@ __global__ void __launch_bounds__(Config.threads)
     constexpr i32 widest = row_packet_bytes(static_cast<i64>(Config.hidden) * element_bytes(Config.type));
     __shared__ row_terms<Config> terms[2];
     const bool resolves = threadIdx.x < 32;
+    if (list_failed(args)) {
+        return;
+    }
     const i32 step = static_cast<i32>(gridDim.x);
-    const i32 first = static_cast<i32>(blockIdx.x);
+    const i32 first = args.list.first_token + static_cast<i32>(blockIdx.x);
+    const i32 size = list_size(args);
+    const i32 tokens = args.list.window == 0 ? size : min_of(size, args.list.first_token + args.list.window);
     i32 rank = 0;
     i32 side = 0;
     // One warp resolves the next token's rows while all sum the current one's; the first round only resolves.
 #pragma unroll 1
-    for (i32 token = first - step; token < args.num_tokens; token += step, side ^= 1) {
-        if (resolves && token + step < args.num_tokens) {
-            rank = source_rank_of(args, token + step, rank);
+    for (i32 token = first - step; token < tokens; token += step, side ^= 1) {
+        if (resolves && token + step < tokens) {
+            rank = list_rank_of(args, token + step, rank);
             resolve_terms<Config>(args, token + step, rank, terms[side ^ 1]);
         }
         if (token >= first) {

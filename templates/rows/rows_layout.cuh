@@ -7,12 +7,32 @@
 
 namespace epjit::templates {
 
-/// Rows move the same way for one rank (permute, unpermute) and for R (dispatch, combine); only the table in the
-/// arguments grows. Three lengths of it serve every R, so that one program serves many; 64 ranks take more than the 4
-/// KiB of arguments that drivers before CUDA 12.1 allow.
-EPJIT_SHARED constexpr i32 arguments_for_ranks(i32 num_ranks) {
-    return num_ranks <= 8 ? 8 : num_ranks <= 32 ? 32 : max_driven_ranks;
-}
+/// How rows of the plan become rows of memory.
+enum class row_numbering : i32 {
+    plan = 0,      ///< as the plan's entries say
+    position = 1,  ///< the position of the token's line in its rank's list
+    token = 2,     ///< the token's own number
+    entry = 3,     ///< K rows a token, one an entry, counted from `first_token`
+    line_entry = 4 ///< K rows a line, one an entry
+};
+
+/// Which tokens a kernel works on. Without `lines` they are those of the per-rank table. With them they are the lines
+/// that have reached rank `me`, by source: the place of a line in its source's memory is its position.
+struct row_list {
+    const u8* lines;        ///< [R, list_stride, line_bytes], or null
+    const i32* line_first;  ///< [R+1] lines before those of each source
+    const i32* positions;   ///< [T,K], for row_numbering::position and line_entry
+    const u32* failed;      ///< non-zero: the exchange has failed, nothing is touched; null: never
+    i32 list_stride;
+    i32 me;
+    row_numbering numbering;
+    i32 skip_rank;     ///< scatter: rank whose rows are not written, or -1
+    i32 first_token;   ///< first token of the window that is worked on, row_numbering::entry
+    i32 window;        ///< tokens of it; 0: all
+    i32 num_ranks;     ///< R
+    i32 reserved;
+};
+static_assert(sizeof(row_list) == 64);
 
 /// Compile-time shape of a row-scattering kernel (permute, dispatch).
 struct scatter_config {
@@ -69,11 +89,12 @@ struct scatter_rank {
     i32 first_token;  ///< global index of token 0
     i32 num_tokens;
     i32 capacity;  ///< rows (masked: rows per slot)
-    i32 reserved;
+    i32 by_token;  ///< with lines: rows of `input` are numbered by token, not by position
 };
 static_assert(sizeof(scatter_rank) == 112);
 
 struct scatter_head {
+    row_list list;
     const plan_entry* entries;  ///< [num_tokens, K]
     const u16* entry_slots;     ///< [num_tokens, K]
     const i32* rank_first;      ///< [R+1] first slot of each rank
@@ -81,17 +102,19 @@ struct scatter_head {
     const i32* slot_offsets;    ///< [S+R]
     const i32* rank_rows;       ///< [R]
     i32 num_tokens;
-    i32 num_slots;
-    i32 weight_columns;  ///< row length of weights: K (dense) or E (sparse)
+    i32 weight_columns;  ///< row length of weights: K (dense and lines) or E (sparse)
     row_layout layout;
     i32 weigh_input;   ///< multiply each row by its weight before it is written
     i32 zero_padding;  ///< clear rows between a segment's count and its aligned end
     i32 zero_tail;     ///< clear everything beyond the data up to the capacity
     i32 vector_bytes;  ///< widest access that every pointer and stride allows: 16, 8, 4, 2 or 1
-    i32 num_ranks;     ///< R, at most what the arguments hold
+    i32 fill_first_slot;  ///< slots whose padding or tail this launch fills: [first, last)
+    i32 fill_last_slot;
+    i32 fill_first_rank;  ///< ranks whose rows beyond the data it fills
+    i32 fill_last_rank;
     i32 reserved;
 };
-static_assert(sizeof(scatter_head) == 88);
+static_assert(sizeof(scatter_head) == 64 + 96);
 
 template <i32 NumRanks>
 struct scatter_args : scatter_head {
@@ -110,12 +133,13 @@ struct gather_rank {
     i64 gradient_stride;
     i32 first_token;
     i32 num_tokens;
-    i32 host;  ///< host of the rank for sum_order::per_host
-    i32 reserved;
+    i32 host;      ///< host of the rank for sum_order::per_host
+    i32 by_token;  ///< with lines: rows of `output` and `gradient` are numbered by token, not by position
 };
 static_assert(sizeof(gather_rank) == 80);
 
 struct gather_head {
+    row_list list;
     const plan_entry* entries;  ///< [num_tokens, K]
     i32 num_tokens;
     i32 weight_columns;
@@ -124,7 +148,7 @@ struct gather_head {
     i32 vector_bytes;
     i32 reserved;
 };
-static_assert(sizeof(gather_head) == 32);
+static_assert(sizeof(gather_head) == 64 + 32);
 
 template <i32 NumRanks>
 struct gather_args : gather_head {

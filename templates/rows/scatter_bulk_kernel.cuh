@@ -28,11 +28,11 @@ class row_mover {
     /// Starts the load of the next token's row into the stage that follows.
     template <class Args>
     __device__ __forceinline__ void load(const Args& args, i32 token) {
-        load_rank_ = source_rank_of(args, token, load_rank_);
+        load_rank_ = list_rank_of(args, token, load_rank_);
         if (lane_idx() == 0) {
             const scatter_rank& from = args.ranks[load_rank_];
-            const u8* row =
-                static_cast<const u8*>(from.input) + static_cast<i64>(token - from.first_token) * from.input_stride;
+            const i32 source = list_row_of<Config.topk>(args, load_rank_, list_local_of(args, token, load_rank_));
+            const u8* row = static_cast<const u8*>(from.input) + static_cast<i64>(source) * from.input_stride;
             mbarrier_arrive_expect(&barriers_[load_stage_], row_bytes);
             bulk_load(rows_ + load_stage_ * row_bytes, row, row_bytes, &barriers_[load_stage_]);
         }
@@ -71,21 +71,22 @@ template <scatter_config Config, class Args>
 __device__ inline void move_rows(const Args& args, u8* rows, u64* barriers, i32 first, i32 step) {
     using mover_type = row_mover<Config>;
     mover_type mover(rows, barriers);
+    const i32 tokens = list_size(args);
     i32 to_load = first;
     i32 loading = 0;
     i32 rank = 0;
     token_entries current;
 #pragma unroll 1
-    for (i32 token = first - step; token < args.num_tokens; token += step) {
+    for (i32 token = first - step; token < tokens; token += step) {
 #pragma unroll 1
-        for (; loading < mover_type::stages - 1 && to_load < args.num_tokens; ++loading, to_load += step) {
+        for (; loading < mover_type::stages - 1 && to_load < tokens; ++loading, to_load += step) {
             bulk_wait_read<1>();  // the stage to be loaded was stored in the round before the last
             __syncwarp();
             mover.load(args, to_load);
         }
         token_entries ahead;
-        if (token + step < args.num_tokens) {
-            rank = source_rank_of(args, token + step, rank);
+        if (token + step < tokens) {
+            rank = list_rank_of(args, token + step, rank);
             ahead = read_entries<Config>(args, token + step, rank);
         }
         if (token >= first) {
@@ -112,6 +113,9 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
     extern __shared__ __align__(128) u8 memory[];
     u64* barriers = reinterpret_cast<u64*>(memory + movers * stages * row_mover<Config>::row_bytes);
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
+    if (list_failed(args)) {
+        return;
+    }
     if (warp < movers) {
         u64* own = barriers + warp * stages;
         if (lane_idx() == 0) {

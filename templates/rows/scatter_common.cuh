@@ -4,6 +4,7 @@
 
 #include "base/convert.cuh"
 #include "base/device.cuh"
+#include "rows/row_list.cuh"
 #include "rows/rows_layout.cuh"
 
 namespace epjit::templates {
@@ -17,25 +18,29 @@ struct token_entries {
     float weight = 0.0f;
     i32 source_rank = 0;
     i32 source_token = 0;
+    i32 source_row = 0;  ///< of the source's input
     bool leads = false;  ///< this lane's row is not that of the lane before (flat: one row for several entries)
 
     __device__ __forceinline__ bool has_row() const { return entry.row >= 0; }
 };
 
-/// Reads a token's entries; called by whole warps with a valid token.
+/// Reads a token's entries; called by whole warps with a valid token of the list.
 template <scatter_config Config, class Args>
 __device__ __forceinline__ token_entries read_entries(const Args& args, i32 token, i32 rank) {
     token_entries t;
     const i32 lane = static_cast<i32>(lane_idx());
+    const bool lines = args.list.lines != nullptr;
+    const i32 local = list_local_of(args, token, rank);
     t.source_rank = rank;
-    t.source_token = token - args.ranks[rank].first_token;
+    t.source_token = list_token_of<Config.topk>(args, rank, local);
+    t.source_row = lines && args.ranks[rank].by_token == 0 ? local : t.source_token;
+    const listed_entry e = read_listed_entry<Config.topk>(args, token, rank, local);
+    t.entry = e.entry;
     if (lane < Config.topk) {
-        const i64 index = static_cast<i64>(token) * Config.topk + lane;
-        t.entry = args.entries[index];
-        t.slot = args.entry_slots[index];
+        t.slot = lines ? e.slot : args.entry_slots[static_cast<i64>(token) * Config.topk + lane];
         const float* weights = args.ranks[rank].weights;
         if (weights != nullptr && t.entry.rank != no_rank) {
-            t.weight = weights[static_cast<i64>(t.source_token) * args.weight_columns + t.entry.column];
+            t.weight = weights[static_cast<i64>(local) * args.weight_columns + t.entry.column];
         }
     }
     const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
@@ -68,7 +73,7 @@ __device__ __forceinline__ void write_metadata_inline(const Args& args, const to
         const i32 place = static_cast<i32>(__popc(members & ((1u << lane) - 1)));
         const i64 row = static_cast<i64>(t.entry.row) * Config.topk;
         if (to.local_ids != nullptr) {
-            to.local_ids[row + place] = t.slot - args.rank_first[t.entry.rank];
+            to.local_ids[row + place] = args.list.lines != nullptr ? t.slot : t.slot - args.rank_first[t.entry.rank];
         }
         if (to.local_weights != nullptr) {
             to.local_weights[row + place] = t.weight;
@@ -111,7 +116,7 @@ __device__ __forceinline__ void copy_scales(const Args& args, const token_entrie
     static_assert(sizeof(scale) == size);
     const scatter_rank& from = args.ranks[t.source_rank];
     const scale* in = reinterpret_cast<const scale*>(static_cast<const u8*>(from.input_scales) +
-                                                     static_cast<i64>(t.source_token) * from.input_scale_stride);
+                                                     static_cast<i64>(t.source_row) * from.input_scale_stride);
     const u32 leaders = __ballot_sync(full_warp, t.leads);
 #pragma unroll 1
     for (i32 g = static_cast<i32>(lane_idx()); g < ceil_div(groups, 32) * 32; g += 32) {
@@ -178,11 +183,11 @@ __device__ __forceinline__ void fill_row(const Args& args, const scatter_rank& t
 /// all.
 template <scatter_config Config, class Args>
 __device__ __forceinline__ void fill_unused_rows_inline(const Args& args, i32 warp, i32 num_warps) {
-    const i32 slots = args.layout == row_layout::flat ? 0 : args.num_slots;
-    const i32 tails = args.layout == row_layout::masked ? 0 : args.num_ranks;
-    i32 slot = warp;
+    const i32 slots = args.layout == row_layout::flat ? 0 : args.fill_last_slot;
+    const i32 tails = args.layout == row_layout::masked ? 0 : args.fill_last_rank;
+    i32 slot = args.fill_first_slot + warp;
     i32 rank = 0;
-    i32 tail = 0;
+    i32 tail = args.fill_first_rank;
 #pragma unroll 1
     while (slot < slots || tail < tails) {
         i32 row = 0;

@@ -48,7 +48,7 @@ __device__ inline void resolve_targets(const Args& args, i32 token, i32 rank, ro
     if (lane == 0) {
         const scatter_rank& from = args.ranks[rank];
         out.count = __popc(leaders);
-        out.input = static_cast<const u8*>(from.input) + static_cast<i64>(t.source_token) * from.input_stride;
+        out.input = static_cast<const u8*>(from.input) + static_cast<i64>(t.source_row) * from.input_stride;
     }
     write_metadata<Config>(args, t);
     if constexpr (Config.input == element::fp8_e4m3 && Config.scales != group_scale::none) {
@@ -197,13 +197,17 @@ __global__ void __launch_bounds__(Config.threads)
     static_assert(Config.input == Config.output || Config.scales != group_scale::none, "fp8 needs scales");
     __shared__ row_targets<Config> targets[2];
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
+    if (list_failed(args)) {
+        return;
+    }
     fill_unused_rows<Config>(args, static_cast<i32>(blockIdx.x) * (Config.threads / 32) + warp,
                              static_cast<i32>(gridDim.x) * (Config.threads / 32));
+    const i32 tokens = list_size(args);
     i32 rank = 0;
     i32 side = 0;
 #pragma unroll 1
-    for (i32 token = static_cast<i32>(blockIdx.x); token < args.num_tokens; token += static_cast<i32>(gridDim.x)) {
-        rank = source_rank_of(args, token, rank);
+    for (i32 token = static_cast<i32>(blockIdx.x); token < tokens; token += static_cast<i32>(gridDim.x)) {
+        rank = list_rank_of(args, token, rank);
         if (warp == 0) {
             resolve_targets<Config>(args, token, rank, targets[side]);
         }

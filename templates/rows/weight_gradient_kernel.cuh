@@ -7,6 +7,7 @@
 
 #include "base/convert.cuh"
 #include "base/device.cuh"
+#include "rows/row_list.cuh"
 #include "rows/rows_layout.cuh"
 
 namespace epjit::templates {
@@ -42,23 +43,26 @@ __global__ void __launch_bounds__(Config.threads)
     weight_gradient_kernel(const __grid_constant__ gather_args<Config.num_ranks> args) {
     const i32 lane = static_cast<i32>(lane_idx());
     const i32 warps = Config.threads / 32;
+    if (list_failed(args)) {
+        return;
+    }
+    const i32 tokens = list_size(args);
     i32 rank = 0;
 #pragma unroll 1
-    for (i32 token = static_cast<i32>(blockIdx.x) * warps + static_cast<i32>(threadIdx.x) / 32; token < args.num_tokens;
+    for (i32 token = static_cast<i32>(blockIdx.x) * warps + static_cast<i32>(threadIdx.x) / 32; token < tokens;
          token += static_cast<i32>(gridDim.x) * warps) {
-        rank = source_rank_of(args, token, rank);
+        rank = list_rank_of(args, token, rank);
         const gather_rank& owner = args.ranks[rank];
-        const i64 local = token - owner.first_token;
+        const i32 in_source = list_local_of(args, token, rank);
+        const i64 local = in_source;
         float* out = static_cast<float*>(owner.output) + local * args.weight_columns;
 #pragma unroll 1
         for (i32 column = lane; column < args.weight_columns; column += 32) {
             out[column] = 0.0f;
         }
         __syncwarp();
-        plan_entry entry{-1, no_rank, 0};
-        if (lane < Config.topk) {
-            entry = args.entries[static_cast<i64>(token) * Config.topk + lane];
-        }
+        const plan_entry entry = read_listed_entry<Config.topk>(args, token, rank, in_source).entry;
+        const i64 gradient_row = list_row_of<Config.topk>(args, rank, in_source);
 #pragma unroll 1
         for (i32 k = 0; k < Config.topk; ++k) {
             const i32 row = __shfl_sync(full_warp, entry.row, k);
@@ -72,7 +76,7 @@ __global__ void __launch_bounds__(Config.threads)
             if (holder.row_gradients != nullptr) {
                 gradient = holder.row_gradients[row];
             } else {
-                gradient = dot_rows<Config>(static_cast<const u8*>(owner.gradient) + local * owner.gradient_stride,
+                gradient = dot_rows<Config>(static_cast<const u8*>(owner.gradient) + gradient_row * owner.gradient_stride,
                                             static_cast<const u8*>(holder.rows) + row * holder.row_stride);
             }
             if (lane == 0) {

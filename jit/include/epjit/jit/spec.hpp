@@ -20,8 +20,10 @@ enum class kernel_kind : std::uint8_t {
     permute_dispatch,   ///< token rows -> expert rows: permute on one rank, dispatch on the ranks one GPU drives
     unpermute_combine,  ///< expert rows -> token rows: unpermute on one rank, combine on the ranks one GPU drives
     weight_gradient,    ///< backward: gradients of the routing weights
+    exchange_plan,      ///< one real rank's part of a plan
+    exchange_helpers,   ///< steps between real ranks, weights and rows on their way
 };
-/// "plan", "permute+dispatch", "unpermute+combine", "weight_gradient".
+/// "plan", "permute+dispatch", "unpermute+combine", "weight_gradient", "exchange_plan", "exchange_helpers".
 std::string_view name(kernel_kind) noexcept;
 
 /// A real GPU target such as sm_90a; suffix is 'a', 'f' or 0.

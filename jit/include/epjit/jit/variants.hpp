@@ -15,6 +15,11 @@ namespace epjit::jit {
 /// @throws config_error when a value is out of the library's bounds.
 variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots, std::int32_t num_ranks,
                        std::int32_t topk, bool sparse);
+/// One real rank's part of a plan, for every exchange between real ranks.
+variant_spec exchange_plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots,
+                                std::int32_t num_ranks, std::int32_t topk, bool sparse);
+/// The small kernels between real ranks: steps, weights, rows on their way back.
+variant_spec exchange_helpers_spec(target_arch arch, std::int32_t num_ranks, std::int32_t topk);
 /// permute and dispatch on the ranks one GPU drives. `output` differs from `input` only for the fused quantiser
 /// (fp8_e4m3 with `scales`); an fp8 input passes through with `scales`. Runs of up to 8, 32 and 64 ranks share a
 /// program.

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/exchange/launch.hpp"
+
+#include "epjit/error.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace epjit::host {
+
+launchable prepare_kernel(const device_context& context, const loaded_kernel& kernel, std::int32_t threads,
+                          std::int32_t shared_bytes, std::int32_t sm_budget) {
+    const driver_api& api = context.api();
+    if (shared_bytes > context.max_shared_bytes()) {
+        throw unsupported_error(
+            fmt::format("{} needs {} bytes of shared memory, a block on {} may have {}", kernel.info->name,
+                        shared_bytes, context.name(), context.max_shared_bytes()),
+            "use fewer expert slots or a shorter row");
+    }
+    const scoped_context current(context);
+    api.check(api.function_set_attribute(kernel.function, function_attribute::max_dynamic_shared_bytes, shared_bytes),
+              "cuFuncSetAttribute");
+    int per_sm = 0;
+    api.check(api.occupancy(&per_sm, kernel.function, threads, static_cast<std::size_t>(shared_bytes)),
+              "cuOccupancyMaxActiveBlocksPerMultiprocessor");
+    if (per_sm < 1) {
+        throw unsupported_error(fmt::format("{} with {} threads and {} bytes of shared memory does not fit an SM of {}",
+                                            kernel.info->name, threads, shared_bytes, context.name()));
+    }
+    launchable out;
+    out.kernel = kernel;
+    out.threads = threads;
+    out.shared_bytes = shared_bytes;
+    out.max_blocks = per_sm * context.num_sms();
+    if (sm_budget > 0) {
+        out.max_blocks = std::min(out.max_blocks, sm_budget);
+    }
+    return out;
+}
+
+templates::plan_config plan_config_of(const jit::variant_spec& spec) noexcept {
+    return {.num_experts = spec.num_experts,
+            .num_slots = spec.num_slots,
+            .num_ranks = spec.num_ranks,
+            .topk = spec.topk,
+            .sparse = spec.sparse,
+            .exchange = spec.kind == jit::kernel_kind::exchange_plan,
+            .threads = spec.threads};
+}
+
+templates::scatter_config scatter_config_of(const jit::variant_spec& spec) noexcept {
+    return {.hidden = spec.hidden,
+            .num_ranks = spec.num_ranks,
+            .topk = spec.topk,
+            .input = static_cast<templates::element>(spec.input),
+            .output = static_cast<templates::element>(spec.output),
+            .scales = static_cast<templates::group_scale>(spec.scales),
+            .threads = spec.threads,
+            .stages = spec.stages};
+}
+
+void launch(communicator_state& comm, const launchable& what, std::int64_t blocks, const void* args, stream_t stream,
+            bool cooperative) {
+    const driver_api& api = comm.context->api();
+    const unsigned grid = static_cast<unsigned>(std::clamp<std::int64_t>(blocks, 1, what.max_blocks));
+    const unsigned threads = static_cast<unsigned>(what.threads);
+    const unsigned shared = static_cast<unsigned>(what.shared_bytes);
+    void* params[] = {const_cast<void*>(args)};
+    const cu_result result =
+        cooperative ? api.launch_cooperative(what.kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, params)
+                    : api.launch(what.kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, params, nullptr);
+    if (result != cu_success) {
+        api.fail(result, cooperative ? "cuLaunchCooperativeKernel" : "cuLaunchKernel",
+                 fmt::format("of {} with {} blocks of {} threads and {} bytes of shared memory", what.kernel.info->name,
+                             grid, threads, shared));
+    }
+    what.kernel.counter->launches.fetch_add(1, std::memory_order_relaxed);
+    comm.runtime->launches.fetch_add(1, std::memory_order_relaxed);
+}
+
+}  // namespace epjit::host

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/ranks/arguments.hpp"
+
+#include <limits>
+
+namespace epjit::host {
+namespace {
+
+std::uint64_t bits_of(const void* pointer) noexcept {
+    return reinterpret_cast<std::uintptr_t>(pointer);
+}
+
+std::uint64_t bits_of(std::int64_t n) noexcept {
+    return static_cast<std::uint64_t>(n);
+}
+
+std::int32_t lane_of(const rank_plan& plan) noexcept {
+    return plan.options.lane;
+}
+
+std::int64_t line_stride(const rank_setting& s, travel_area area) noexcept {
+    return s.shape.line_bytes[static_cast<std::size_t>(area)];
+}
+
+templates::row_list own_tokens(const rank_setting& s, const rank_plan& plan, templates::row_numbering numbering) {
+    templates::row_list list{};
+    list.positions = plan.positions;
+    list.failed = s.failed;
+    list.list_stride = s.shape.max_lines;
+    list.me = s.config.first_driven;
+    list.numbering = numbering;
+    list.skip_rank = -1;
+    list.num_ranks = s.config.num_ranks;
+    return list;
+}
+
+templates::row_list arrived_lines(const rank_setting& s, const rank_plan& plan) {
+    templates::row_list list = own_tokens(s, plan, templates::row_numbering::plan);
+    list.lines = plan.lines;
+    list.line_first = plan.line_first;
+    return list;
+}
+
+/// The table's part that says whose tokens they are.
+template <class Args>
+void own_the_tokens(Args& args, const rank_setting& s, const rank_plan& plan) {
+    args.ranks[s.config.first_driven].num_tokens = plan.num_tokens;
+    args.num_tokens = plan.num_tokens;
+}
+
+void start(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list) {
+    templates::scatter_head head{};
+    head.list = list;
+    head.entries = plan.entries;
+    head.entry_slots = plan.entry_slots;
+    head.rank_first = s.tables.rank_first;
+    head.slot_counts = plan.slot_counts;
+    head.slot_offsets = plan.slot_offsets;
+    head.rank_rows = plan.rank_rows;
+    static_cast<templates::scatter_head&>(args) = head;
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        args.ranks[r] = {};
+    }
+}
+
+void start(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list) {
+    templates::gather_head head{};
+    head.list = list;
+    head.entries = plan.entries;
+    head.layout = static_cast<templates::row_layout>(plan.options.layout);
+    static_cast<templates::gather_head&>(args) = head;
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        args.ranks[r] = {};
+        args.ranks[r].host = s.config.rank_hosts[static_cast<std::size_t>(r)];
+    }
+}
+
+std::int32_t weight_columns(const exchange_config& c) noexcept {
+    return c.routing == routing_form::sparse ? c.num_experts : c.topk;
+}
+
+}  // namespace
+
+void fill_send_args(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const tensor_view& input,
+                    bool keep_own) {
+    const std::int32_t me = s.config.first_driven;
+    templates::row_list list = own_tokens(s, plan, templates::row_numbering::position);
+    list.skip_rank = keep_own ? -1 : me;
+    start(args, s, plan, list);
+    args.layout = templates::row_layout::flat;  // a row a rank, whatever the layout of the output
+    own_the_tokens(args, s, plan);
+    templates::scatter_rank& from = args.ranks[me];
+    from.input = input.data;
+    from.input_scales = input.scales;
+    from.input_stride = stride_bytes(input);
+    from.input_scale_stride = scale_stride_bytes(input);
+    std::uint64_t bits = bits_of(s.config.config.hidden * size_of(input.type)) | bits_of(from.input) |
+                         bits_of(from.input_stride);
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        templates::scatter_rank& to = args.ranks[r];
+        to.output = s.way.out(travel_area::rows, lane_of(plan), r);
+        to.output_scales = s.way.out(travel_area::scales, lane_of(plan), r);
+        to.output_stride = line_stride(s, travel_area::rows);
+        to.output_scale_stride = static_cast<std::int32_t>(line_stride(s, travel_area::scales));
+        to.capacity = s.shape.max_lines;
+        bits |= bits_of(to.output) | bits_of(to.output_stride);
+    }
+    args.vector_bytes = widest_access(bits);
+}
+
+void fill_expand_args(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                      const dispatch_args& ranks, const dispatch_options& options, dtype crossing, bool own_input) {
+    const exchange_config& c = s.config.config;
+    const std::int32_t me = s.config.first_driven;
+    start(args, s, plan, arrived_lines(s, plan));
+    args.layout = static_cast<templates::row_layout>(plan.options.layout);
+    args.weight_columns = c.topk;
+    args.weigh_input = options.weigh_input ? 1 : 0;
+    args.zero_padding = options.zero_padding ? 1 : 0;
+    args.zero_tail = options.zero_tail ? 1 : 0;
+    args.fill_first_slot = s.config.placement.rank_first[static_cast<std::size_t>(me)];
+    args.fill_last_slot = s.config.placement.rank_first[static_cast<std::size_t>(me) + 1];
+    args.fill_first_rank = me;
+    args.fill_last_rank = me + 1;
+    const bool weights = options.weigh_input || ranks.row_weights != nullptr || ranks.local_weights != nullptr;
+    templates::scatter_rank& to = args.ranks[me];
+    to.output = ranks.output.data;
+    to.output_scales = ranks.output.scales;
+    to.row_source = ranks.row_source;
+    to.row_weights = ranks.row_weights;
+    to.local_ids = ranks.local_ids;
+    to.local_weights = ranks.local_weights;
+    to.output_stride = stride_bytes(ranks.output);
+    to.output_scale_stride = scale_stride_bytes(ranks.output);
+    to.capacity = plan.capacity;
+    std::uint64_t bits = bits_of(c.hidden * size_of(crossing)) | bits_of(c.hidden * size_of(c.dispatch_type)) |
+                         bits_of(to.output) | bits_of(to.output_stride);
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        templates::scatter_rank& from = args.ranks[r];
+        from.input = s.way.in(travel_area::rows, lane_of(plan), r);
+        from.input_scales = s.way.in(travel_area::scales, lane_of(plan), r);
+        from.input_stride = line_stride(s, travel_area::rows);
+        from.input_scale_stride = static_cast<std::int32_t>(line_stride(s, travel_area::scales));
+        from.by_token = s.whole_tensors ? 1 : 0;
+        if (r == me && own_input) {
+            from.input = ranks.input.data;
+            from.input_scales = ranks.input.scales;
+            from.input_stride = stride_bytes(ranks.input);
+            from.input_scale_stride = scale_stride_bytes(ranks.input);
+            from.by_token = 1;
+        }
+        from.weights =
+            weights ? reinterpret_cast<const float*>(s.way.in(travel_area::weights, lane_of(plan), r)) : nullptr;
+        bits |= bits_of(from.input) | bits_of(from.input_stride);
+    }
+    args.vector_bytes = widest_access(bits);
+}
+
+void fill_reduce_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                      const combine_args& ranks) {
+    const exchange_config& c = s.config.config;
+    start(args, s, plan, arrived_lines(s, plan));
+    args.order = templates::sum_order::per_rank;
+    args.weight_columns = c.topk;
+    std::uint64_t bits = bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) |
+                         bits_of(stride_bytes(ranks.rows));
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        templates::gather_rank& to = args.ranks[r];
+        to.output = s.way.out(travel_area::partials, lane_of(plan), r);
+        to.output_stride = line_stride(s, travel_area::partials);
+        to.by_token = s.whole_tensors ? 1 : 0;
+        if (ranks.weights != nullptr) {
+            to.weights = reinterpret_cast<const float*>(s.way.in(travel_area::combine_weights, lane_of(plan), r));
+        }
+        bits |= bits_of(to.output) | bits_of(to.output_stride);
+    }
+    args.ranks[s.config.first_driven].rows = ranks.rows.data;
+    args.ranks[s.config.first_driven].row_stride = stride_bytes(ranks.rows);
+    args.vector_bytes = widest_access(bits);
+}
+
+namespace {
+
+/// What both last steps of a combine share: this rank's tokens, rows from every rank.
+void fill_returned(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const combine_args& ranks,
+                   const templates::row_list& list) {
+    const exchange_config& c = s.config.config;
+    start(args, s, plan, list);
+    own_the_tokens(args, s, plan);
+    std::uint64_t bits = bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.output.data) |
+                         bits_of(stride_bytes(ranks.output));
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        templates::gather_rank& from = args.ranks[r];
+        from.rows = s.way.in(travel_area::partials, lane_of(plan), r);
+        from.row_stride = line_stride(s, travel_area::partials);
+        bits |= bits_of(from.rows) | bits_of(from.row_stride);
+    }
+    args.ranks[s.config.first_driven].output = ranks.output.data;
+    args.ranks[s.config.first_driven].output_stride = stride_bytes(ranks.output);
+    args.vector_bytes = widest_access(bits);
+}
+
+}  // namespace
+
+void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                      const combine_args& ranks, reduction order) {
+    fill_returned(args, s, plan, ranks,
+                  own_tokens(s, plan,
+                             s.whole_tensors ? templates::row_numbering::token : templates::row_numbering::position));
+    args.layout = templates::row_layout::flat;  // one partial sum a rank
+    args.order = static_cast<templates::sum_order>(order);
+}
+
+void fill_window_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                      const combine_args& ranks, std::int32_t first_token, std::int32_t window) {
+    templates::row_list list = own_tokens(s, plan, templates::row_numbering::entry);
+    list.first_token = first_token;
+    list.window = window;
+    fill_returned(args, s, plan, ranks, list);
+    args.order = templates::sum_order::per_row;
+    args.weight_columns = weight_columns(s.config.config);
+    args.ranks[s.config.first_driven].weights = ranks.weights;
+}
+
+void fill_line_gradient_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                             const weight_gradient_args& ranks, bool by_rows) {
+    const std::int32_t me = s.config.first_driven;
+    start(args, s, plan, arrived_lines(s, plan));
+    args.weight_columns = s.config.config.topk;
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        templates::gather_rank& to = args.ranks[r];
+        to.output = s.way.out(travel_area::scalars, lane_of(plan), r);
+        to.gradient = s.way.in(travel_area::rows, lane_of(plan), r);
+        to.gradient_stride = line_stride(s, travel_area::rows);
+        to.by_token = s.whole_tensors ? 1 : 0;
+    }
+    templates::gather_rank& own = args.ranks[me];
+    own.rows = ranks.rows.data;
+    own.row_stride = stride_bytes(ranks.rows);
+    own.row_gradients = by_rows ? ranks.row_gradients : nullptr;
+    if (!by_rows) {
+        own.gradient = ranks.gradient.data;
+        own.gradient_stride = stride_bytes(ranks.gradient);
+        own.by_token = 1;
+    }
+}
+
+void fill_token_gradient_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                              const weight_gradient_args& ranks) {
+    start(args, s, plan, own_tokens(s, plan, templates::row_numbering::line_entry));
+    own_the_tokens(args, s, plan);
+    args.weight_columns = weight_columns(s.config.config);
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        args.ranks[r].row_gradients =
+            reinterpret_cast<const float*>(s.way.in(travel_area::scalars, lane_of(plan), r));
+    }
+    args.ranks[s.config.first_driven].output = ranks.output;
+}
+
+}  // namespace epjit::host

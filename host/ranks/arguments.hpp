@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Public arguments of one real rank to kernel arguments. Pure: touches no device.
+#pragma once
+
+#include "host/loopback/arguments.hpp"
+#include "host/ranks/plan.hpp"
+#include "host/ranks/transport.hpp"
+
+#include <cstdint>
+
+namespace epjit::host {
+
+/// What every launch of an exchange needs.
+struct rank_setting {
+    const resolved_config& config;
+    const device_tables& tables;
+    const transport& way;
+    const travel_shape& shape;
+    const std::uint32_t* failed = nullptr;  ///< device memory
+    bool whole_tensors = false;             ///< rows travel as whole tensors, so that a row is found by its token
+};
+
+/// This rank's tokens to the ranks they go to. `keep_own`: this rank's own lines are written too.
+void fill_send_args(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const tensor_view& input,
+                    bool keep_own);
+/// The lines that have arrived to the rows of the output. `own_input`: this rank's own lines are read from the caller's
+/// tensor.
+void fill_expand_args(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                      const dispatch_args& ranks, const dispatch_options& options, dtype crossing, bool own_input);
+/// This rank's rows of every line, summed, to the line's owner.
+void fill_reduce_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                      const combine_args& ranks);
+/// What came back, summed into the tokens.
+void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                      const combine_args& ranks, reduction order);
+/// One window of tokens of which every row came back.
+void fill_window_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                      const combine_args& ranks, std::int32_t first_token, std::int32_t window);
+/// Gradients of the lines' weights at the holder of the rows, to the lines' owners.
+void fill_line_gradient_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                             const weight_gradient_args& ranks, bool by_rows);
+/// Gradients that came back, to the tokens.
+void fill_token_gradient_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
+                              const weight_gradient_args& ranks);
+
+}  // namespace epjit::host

@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+// One real rank: its tokens are sent as lines to the ranks that hold their experts, lines that arrive become rows; sums of
+// rows go back as lines and are summed by the tokens' owners.
+#include "host/ranks/backend.hpp"
+
+#include "epjit/error.hpp"
+#include "host/ranks/arguments.hpp"
+#include "host/ranks/kernels.hpp"
+#include "host/ranks/plan.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <optional>
+
+namespace epjit::host {
+namespace {
+
+using templates::lane_op;
+
+class rank_backend final : public backend {
+   public:
+    rank_backend(communicator_state& comm, const resolved_config& config)
+        : comm_(comm), config_(config), tables_(comm, config), shape_(shape_travel(config)) {
+        way_ = config.config.kind == exchange_kind::lsa ? make_lsa_transport(comm, config, shape_)
+                                                        : make_sendrecv_transport(comm, config, shape_);
+        for (std::int32_t lane = 0; lane < config.config.lanes; ++lane) {
+            order_[static_cast<std::size_t>(lane)] = lane_order(comm.context);
+        }
+    }
+    ~rank_backend() override { way_->close(); }
+
+    void prepare() override { kernels(); }
+    [[nodiscard]] std::size_t workspace_bytes() const noexcept override {
+        return tables_.bytes + way_->workspace_bytes();
+    }
+    std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
+                                          stream_t stream, std::unique_ptr<plan_state> reuse) override;
+    void dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                       stream_t stream) override;
+    void dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                          stream_t stream) override;
+    void combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                      stream_t stream) override;
+    void combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                         stream_t stream) override;
+    void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) override;
+
+   private:
+    rank_kernels& kernels() {
+        if (!kernels_) {
+            kernels_.emplace(comm_, config_);
+        }
+        return *kernels_;
+    }
+    [[nodiscard]] rank_setting setting(const rank_plan& plan) const noexcept {
+        return {config_, tables_, *way_, shape_, &way_->link(plan.options.lane).control->failed, false};
+    }
+    [[nodiscard]] line_traffic traffic(const rank_plan& plan) const noexcept {
+        return plan.exact ? line_traffic{plan.lines_sent(), plan.lines_received()} : line_traffic{};
+    }
+    [[nodiscard]] std::int32_t bound(const rank_plan& plan) const noexcept {
+        return plan.options.token_bound != 0 ? plan.options.token_bound : config_.config.max_tokens_per_rank;
+    }
+    /// Rows that are quantised row by row, each with its weight, cross as they came.
+    [[nodiscard]] bool crosses_raw(const dispatch_options& options) const noexcept {
+        return options.weigh_input && config_.config.input_type != config_.config.dispatch_type;
+    }
+    [[nodiscard]] bool quantises(const dispatch_options& options) const noexcept {
+        return config_.config.input_type != config_.config.dispatch_type && !crosses_raw(options);
+    }
+    std::unique_ptr<rank_plan> plan_with_memory(const plan_options& options, std::unique_ptr<plan_state> reuse,
+                                                stream_t stream);
+    void launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
+    void wait_for_counts(rank_plan& plan, stream_t stream);
+    void check_reports(const rank_plan& plan);
+    void move(const scatter_program& program, const scatter_kernel_args& args, std::int64_t tokens,
+              std::int64_t rows_to_fill, stream_t stream);
+    void send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream);
+    void combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream);
+    [[nodiscard]] std::chrono::milliseconds wait_limit() const noexcept {
+        const settings& o = comm_.runtime->options;
+        return first_step_done_ ? o.wait_timeout : o.first_wait_timeout;
+    }
+
+    communicator_state& comm_;
+    const resolved_config& config_;
+    device_tables tables_;
+    const travel_shape shape_;
+    std::unique_ptr<transport> way_;
+    std::optional<rank_kernels> kernels_;
+    std::array<lane_order, templates::max_lanes> order_;
+    std::uint32_t sequence_ = 0;
+    bool first_step_done_ = false;
+    bool warned_ = false;
+};
+
+std::unique_ptr<rank_plan> rank_backend::plan_with_memory(const plan_options& options,
+                                                          std::unique_ptr<plan_state> reuse, stream_t stream) {
+    const std::int32_t most = options.token_bound != 0 ? options.token_bound : config_.config.max_tokens_per_rank;
+    if (reuse != nullptr) {
+        std::unique_ptr<rank_plan> old(static_cast<rank_plan*>(reuse.release()));
+        // Work of another lane is not ordered before this one, so its memory cannot be written yet.
+        if (old->max_tokens >= most && old->options.lane == options.lane) {
+            return old;
+        }
+    }
+    const std::int64_t blocks = templates::plan_blocks(most, kernels().plan.max_blocks);
+    return std::make_unique<rank_plan>(comm_, config_, most, blocks, stream);
+}
+
+void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream) {
+    const std::int32_t lane = plan.options.lane;
+    const bool unbounded = plan.exact && plan.options.layout != layout::masked;
+    templates::exchange_plan_args args{};
+    plan.fill(args);
+    args.expert_first = tables_.expert_first;
+    args.expert_slots = tables_.expert_slots;
+    args.slot_rank = tables_.slot_rank;
+    args.rank_first = tables_.rank_first;
+    args.timeout_ns = static_cast<std::uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(comm_.runtime->options.first_wait_timeout).count());
+    args.num_tokens = plan.num_tokens;
+    args.width = static_cast<templates::id_width>(plan.options.ids);
+    args.layout = static_cast<templates::row_layout>(plan.options.layout);
+    args.alignment = plan.options.layout == layout::expert_major ? plan.options.alignment : 1;
+    args.ids_are_slots = config_.config.routing == routing_form::slots ? 1 : 0;
+    args.sequence = plan.sequence;
+    args.ranks[0] = {ranks.routing, plan.num_tokens, 0,
+                     unbounded ? std::numeric_limits<std::int32_t>::max() : ranks.capacity, 0};
+    args.link = way_->link(lane);
+    args.positions = plan.positions;
+    args.counts = way_->counts(lane);
+    args.arrived = way_->lines_in(lane);
+    args.lines = plan.lines;
+    args.line_first = plan.line_first;
+    args.list_stride = shape_.max_lines;
+    args.peers_written = way_->peers_written() ? 1 : 0;
+    args.refused_tokens = ranks.num_tokens > bound(plan) ? ranks.num_tokens : 0;
+    args.counts_offset = way_->counts_offset(lane);
+    args.lines_out = way_->lines_out(lane);
+    args.lines_offset = way_->lines_offset(lane);
+    const launchable& kernel = kernels().plan;
+    // The grid may not depend on this rank's tokens alone where launches share block counts: it does not, all are here.
+    const std::int64_t blocks = templates::plan_blocks(plan.num_tokens, kernel.max_blocks);
+    if (way_->peers_written()) {
+        args.phases = templates::plan_phase_count | templates::plan_phase_place | templates::plan_phase_finish;
+        launch(comm_, kernel, blocks, &args, stream, true);
+        return;
+    }
+    args.phases = templates::plan_phase_count;
+    launch(comm_, kernel, blocks, &args, stream, true);
+    way_->exchange_counts(lane, stream);
+    args.phases = templates::plan_phase_place;
+    launch(comm_, kernel, blocks, &args, stream);
+    way_->exchange_lines(lane, stream);
+    args.phases = templates::plan_phase_finish;
+    launch(comm_, kernel, blocks, &args, stream);
+}
+
+std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> ranks, const plan_options& options,
+                                                    stream_t stream, std::unique_ptr<plan_state> reuse) {
+    way_->check();
+    if (reuse != nullptr) {
+        check_reports(static_cast<const rank_plan&>(*reuse));
+    }
+    kernels();
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    std::unique_ptr<rank_plan> plan = plan_with_memory(options, std::move(reuse), stream);
+    plan->options = options;
+    plan->ranks.assign(ranks.begin(), ranks.end());
+    plan->exact = options.mode == mode::exact;
+    sequence_ = sequence_ + 1 != 0 ? sequence_ + 1 : 1;
+    plan->sequence = sequence_;
+    // A rank that brings more than it may takes part with none, so that all ranks learn of it.
+    plan->num_tokens = ranks[0].num_tokens > bound(*plan) ? 0 : ranks[0].num_tokens;
+    plan->capacity = ranks[0].capacity;
+    plan->known_rows = -1;
+    launch_plan(*plan, ranks[0], stream);
+    if (plan->exact) {
+        wait_for_counts(*plan, stream);
+    }
+    return plan;
+}
+
+void rank_backend::wait_for_counts(rank_plan& plan, stream_t stream) {
+    comm_.runtime->host_waits.fetch_add(1, std::memory_order_relaxed);
+    const driver_api& api = comm_.context->api();
+    // The device notices first, and says who was waited for.
+    const std::chrono::milliseconds limit = wait_limit() + std::chrono::seconds(2);
+    const poll_outcome outcome = poll_ready(&plan.host_status()->ready, plan.sequence, limit, [&] {
+        way_->check();
+        const cu_result state = api.stream_query(stream);
+        if (state != cu_success && state != cu_not_ready) {
+            api.fail(state, "the plan kernel", "");
+        }
+        return state == cu_not_ready;
+    });
+    if (outcome != poll_outcome::ready) {
+        way_->check();
+        throw timeout_error(
+            fmt::format("plan: rank {} waited {} ms for the counts: expected sequence {}, seen {}{}",
+                        config_.first_driven, limit.count(), plan.sequence, plan.host_status()->ready,
+                        outcome == poll_outcome::work_ended ? " (the stream is done)" : " (the stream still works)"),
+            "look for earlier work on the stream that does not end, or raise EPJIT_WAIT_TIMEOUT_MS");
+    }
+    plan.known_rows = plan.host_counts()[config_.placement.num_slots + config_.first_driven];
+    if (plan.options.layout != layout::masked) {
+        plan.capacity = static_cast<std::int32_t>(plan.known_rows);
+    }
+    check_reports(plan);
+}
+
+void rank_backend::check_reports(const rank_plan& plan) {
+    way_->check();
+    if (!plan.complete()) {
+        return;
+    }
+    first_step_done_ = true;
+    const templates::plan_status& s = *plan.host_status();
+    if (s.refusing_rank != 0) {
+        throw config_error(fmt::format("rank {} brought {} tokens to a plan, the bound is {}", s.refusing_rank - 1,
+                                       s.refused_tokens, bound(plan)),
+                           "bring at most plan_options::token_bound (or max_tokens_per_rank) tokens on every rank");
+    }
+    if (s.dropped_rows != 0 && plan.options.overflow == overflow::fail) {
+        throw capacity_error(fmt::format("{} rows did not fit the capacity of their rank ({} {})", s.dropped_rows,
+                                         name(plan.options.mode), name(plan.options.layout)),
+                             "raise plan_args::capacity (exchange::worst_case_rows is always enough), or use "
+                             "overflow::drop");
+    }
+    if (!warned_ && (s.bad_ids | s.duplicate_ids | s.excess_ids) != 0) {
+        warned_ = true;
+        comm_.runtime->log().write(
+            log_level::warn, fmt::format("routing: {} ids out of range and {} duplicates were taken as -1, {} experts "
+                                         "beyond topk were ignored (said once per exchange; see plan::status)",
+                                         s.bad_ids, s.duplicate_ids, s.excess_ids));
+    }
+}
+
+void rank_backend::move(const scatter_program& program, const scatter_kernel_args& args, std::int64_t tokens,
+                        std::int64_t rows_to_fill, stream_t stream) {
+    if (program.bulk && args.vector_bytes == 16 && args.weigh_input == 0) {
+        const std::int64_t blocks = (tokens + program.movers - 1) / program.movers;
+        launch(comm_, program.bulk, std::max(blocks, (rows_to_fill + 7) / 8), &args, stream);
+    } else {
+        const std::int64_t warps = program.general.threads / 32;
+        launch(comm_, program.general, std::max(tokens, (rows_to_fill + warps - 1) / warps), &args, stream);
+    }
+}
+
+void rank_backend::send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream) {
+    if (weights == nullptr || plan.num_tokens == 0) {
+        return;
+    }
+    templates::send_weights_args<templates::max_driven_ranks> args;
+    const exchange_config& c = config_.config;
+    args.entries = plan.entries;
+    args.positions = plan.positions;
+    args.weights = weights;
+    args.failed = &way_->link(plan.options.lane).control->failed;
+    args.num_tokens = plan.num_tokens;
+    args.weight_columns = c.routing == routing_form::sparse ? c.num_experts : c.topk;
+    for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
+        args.to[r] = reinterpret_cast<float*>(way_->out(area, plan.options.lane, r));
+    }
+    launch(comm_, kernels().send_weights, (std::int64_t{plan.num_tokens} * c.topk + 255) / 256, &args, stream);
+}
+
+void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                                 stream_t stream) {
+    rank_plan& plan = static_cast<rank_plan&>(p);
+    check_reports(plan);
+    rank_kernels& k = kernels();
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    way_->begin(options.lane, travel_area::rows, stream);
+    send_weights(plan, ranks[0].weights, travel_area::weights, stream);
+    if (plan.num_tokens != 0) {
+        scatter_kernel_args args;
+        fill_send_args(args, setting(plan), plan, ranks[0].input, quantises(options));
+        move(crosses_raw(options) ? k.raw : k.convert, args, plan.num_tokens, 0, stream);
+    }
+    constexpr std::array areas{travel_area::rows, travel_area::weights, travel_area::scales};
+    const bool scales = config_.config.scales != scale_type::none && !crosses_raw(options);
+    way_->post(options.lane, lane_op::dispatch, std::span(areas).first(scales ? 3 : 2), traffic(plan), false, stream);
+}
+
+void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks,
+                                    const dispatch_options& options, stream_t stream) {
+    const rank_plan& plan = static_cast<const rank_plan&>(p);
+    rank_kernels& k = kernels();
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    way_->arrive(options.lane, lane_op::dispatch, stream);
+    scatter_kernel_args args;
+    const dtype crossing = crosses_raw(options) ? config_.config.input_type : config_.config.dispatch_type;
+    fill_expand_args(args, setting(plan), plan, ranks[0], options, crossing, !quantises(options));
+    const std::int64_t lines = plan.exact
+                                   ? [&] {
+                                         std::int64_t n = 0;
+                                         for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
+                                             n += plan.lines_received()[r];
+                                         }
+                                         return n;
+                                     }()
+                                   : std::int64_t{config_.num_ranks} * bound(plan);
+    const std::int64_t to_fill =
+        config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven) + 1] -
+        config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven)] + (plan.exact ? 0 : plan.capacity);
+    move(quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
+}
+
+void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                                stream_t stream) {
+    rank_plan& plan = static_cast<rank_plan&>(p);
+    check_reports(plan);
+    if (options.reduction == reduction::per_row) {
+        return;  // window by window, where what was sent is also summed
+    }
+    rank_kernels& k = kernels();
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    if (ranks[0].weights != nullptr) {
+        constexpr std::array weights{travel_area::combine_weights};
+        way_->begin(options.lane, travel_area::combine_weights, stream);
+        send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream);
+        way_->post(options.lane, lane_op::combine_weights, weights, traffic(plan), false, stream);
+        way_->arrive(options.lane, lane_op::combine_weights, stream);
+    }
+    way_->begin(options.lane, travel_area::partials, stream);
+    gather_kernel_args args;
+    fill_reduce_args(args, setting(plan), plan, ranks[0]);
+    launch(comm_, k.gather, std::int64_t{config_.num_ranks} * bound(plan), &args, stream);
+    constexpr std::array partials{travel_area::partials};
+    way_->post(options.lane, lane_op::combine, partials, traffic(plan), true, stream);
+}
+
+/// per_row: every row goes back to its token's owner, as many tokens at a time as the memory for partial sums holds.
+void rank_backend::combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream) {
+    rank_kernels& k = kernels();
+    const std::int32_t lane = plan.options.lane;
+    const std::int32_t window = std::max(shape_.max_lines, shape_.topk) / shape_.topk;
+    constexpr std::array partials{travel_area::partials};
+    for (std::int32_t first = 0; first < bound(plan); first += window) {
+        way_->begin(lane, travel_area::partials, stream);
+        templates::return_rows_args<templates::max_driven_ranks> back{};
+        gather_kernel_args lines;
+        fill_reduce_args(lines, setting(plan), plan, ranks);
+        back.list = lines.list;
+        back.list.first_token = first;
+        back.list.window = window;
+        back.rows = static_cast<const templates::u8*>(ranks.rows.data);
+        back.row_stride = stride_bytes(ranks.rows);
+        back.to_stride = shape_.line_bytes[static_cast<std::size_t>(travel_area::partials)];
+        back.row_bytes = static_cast<std::int32_t>(config_.config.hidden * size_of(config_.config.combine_type));
+        back.vector_bytes = lines.vector_bytes;
+        for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
+            back.to[r] = way_->out(travel_area::partials, lane, r);
+        }
+        launch(comm_, k.return_rows, std::int64_t{config_.num_ranks} * bound(plan), &back, stream);
+        way_->post(lane, lane_op::combine, partials, {}, true, stream);
+        way_->arrive(lane, lane_op::combine, stream);
+        const std::int32_t tokens = std::min(window, plan.num_tokens - first);
+        if (tokens > 0) {
+            gather_kernel_args args;
+            fill_window_args(args, setting(plan), plan, ranks, first, window);
+            launch(comm_, k.gather, tokens, &args, stream);
+        }
+    }
+}
+
+void rank_backend::combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                                   stream_t stream) {
+    const rank_plan& plan = static_cast<const rank_plan&>(p);
+    rank_kernels& k = kernels();
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    if (options.reduction == reduction::per_row) {
+        combine_rows(plan, ranks[0], stream);
+        return;
+    }
+    way_->arrive(options.lane, lane_op::combine, stream);
+    if (plan.num_tokens != 0) {
+        gather_kernel_args args;
+        fill_finish_args(args, setting(plan), plan, ranks[0], options.reduction);
+        launch(comm_, k.gather, plan.num_tokens, &args, stream);
+    }
+}
+
+void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) {
+    rank_plan& plan = static_cast<rank_plan&>(p);
+    check_reports(plan);
+    if (!config_.config.backward) {
+        throw config_error("weight_gradients on an exchange that was made without backward",
+                           "set exchange_config::backward on every rank");
+    }
+    rank_kernels& k = kernels();
+    const std::int32_t lane = plan.options.lane;
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(lane)].on(*comm_.context, stream);
+    const bool by_rows = ranks[0].rows.data == nullptr && ranks[0].gradient.data == nullptr;
+    if (!by_rows) {
+        way_->begin(lane, travel_area::rows, stream);
+        if (plan.num_tokens != 0) {
+            scatter_kernel_args send;
+            fill_send_args(send, setting(plan), plan, ranks[0].gradient, false);
+            move(k.gradients, send, plan.num_tokens, 0, stream);
+        }
+        constexpr std::array rows{travel_area::rows};
+        way_->post(lane, lane_op::gradient_rows, rows, traffic(plan), false, stream);
+        way_->arrive(lane, lane_op::gradient_rows, stream);
+    }
+    way_->begin(lane, travel_area::scalars, stream);
+    gather_kernel_args args;
+    fill_line_gradient_args(args, setting(plan), plan, ranks[0], by_rows);
+    const std::int64_t warps = k.weight_gradient.threads / 32;
+    launch(comm_, k.weight_gradient, (std::int64_t{config_.num_ranks} * bound(plan) + warps - 1) / warps, &args,
+           stream);
+    constexpr std::array scalars{travel_area::scalars};
+    way_->post(lane, lane_op::gradients, scalars, traffic(plan), true, stream);
+    way_->arrive(lane, lane_op::gradients, stream);
+    if (plan.num_tokens != 0) {
+        fill_token_gradient_args(args, setting(plan), plan, ranks[0]);
+        launch(comm_, k.weight_gradient, (plan.num_tokens + warps - 1) / warps, &args, stream);
+    }
+}
+
+}  // namespace
+
+std::unique_ptr<backend> make_rank_backend(communicator_state& comm, const resolved_config& config) {
+    return std::make_unique<rank_backend>(comm, config);
+}
+
+}  // namespace epjit::host

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/ranks/kernels.hpp"
+
+#include "epjit/jit/variants.hpp"
+
+#include <algorithm>
+
+namespace epjit::host {
+
+rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& config) {
+    const device_context& context = *comm.context;
+    const exchange_config& c = config.config;
+    jit::run_request request;
+    request.hidden = c.hidden;
+    request.num_experts = c.num_experts;
+    request.num_slots = config.placement.num_slots;
+    request.topk = c.topk;
+    request.num_ranks = config.num_ranks;
+    request.arch = device_arch(context.compute_major(), context.compute_minor());
+    request.exchange = c.kind;
+    request.routing = c.routing;
+    request.input = c.input_type;
+    request.wire = c.dispatch_type;
+    request.scales = c.scales;
+    request.combine = c.combine_type;
+    request.backward = c.backward;
+    const std::vector<jit::variant_spec> specs = jit::run_variants(request);
+    variants_ = comm.runtime->load(comm.context, specs);
+    const std::int32_t budget = c.num_sms;
+    const auto scatter_of = [&](dtype input, dtype output) {
+        scatter_program program;
+        for (std::size_t i = 0; i < specs.size(); ++i) {
+            const jit::variant_spec& s = specs[i];
+            if (s.kind != jit::kernel_kind::permute_dispatch || s.input != input || s.output != output) {
+                continue;
+            }
+            program.general = prepare_kernel(context, variants_[i]->get("scatter_kernel"), s.threads, 0, budget);
+            if (s.stages > 0) {
+                const templates::scatter_config shape = scatter_config_of(s);
+                program.bulk = prepare_kernel(context, variants_[i]->get("scatter_bulk_kernel"),
+                                              templates::scatter_bulk_threads(shape),
+                                              templates::scatter_bulk_shared_bytes(shape), budget);
+                program.movers = templates::scatter_movers(shape);
+            }
+            break;
+        }
+        return program;
+    };
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+        const jit::variant_spec& s = specs[i];
+        switch (s.kind) {
+            case jit::kernel_kind::exchange_plan:
+                plan = prepare_kernel(context, variants_[i]->get("exchange_plan_kernel"), s.threads,
+                                      templates::plan_shared_bytes(plan_config_of(s)), budget);
+                break;
+            case jit::kernel_kind::exchange_helpers:
+                sync = prepare_kernel(context, variants_[i]->get("sync_kernel"), 64, 0, budget);
+                send_weights = prepare_kernel(context, variants_[i]->get("send_weights_kernel"), 256, 0, budget);
+                return_rows = prepare_kernel(context, variants_[i]->get("return_rows_kernel"), 256, 0, budget);
+                break;
+            case jit::kernel_kind::unpermute_combine:
+                gather = prepare_kernel(context, variants_[i]->get("gather_kernel"), s.threads, 0, budget);
+                break;
+            case jit::kernel_kind::weight_gradient:
+                weight_gradient =
+                    prepare_kernel(context, variants_[i]->get("weight_gradient_kernel"), s.threads, 0, budget);
+                break;
+            case jit::kernel_kind::plan:
+            case jit::kernel_kind::permute_dispatch: break;
+        }
+    }
+    convert = scatter_of(c.input_type, c.dispatch_type);
+    pass = c.input_type == c.dispatch_type ? convert : scatter_of(c.dispatch_type, c.dispatch_type);
+    raw = c.input_type == c.dispatch_type ? convert : scatter_of(c.input_type, c.input_type);
+    if (c.backward) {
+        gradients = c.combine_type == c.input_type ? raw : scatter_of(c.combine_type, c.combine_type);
+    }
+}
+
+}  // namespace epjit::host

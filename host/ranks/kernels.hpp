@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of an exchange between real ranks, loaded, with what the launches need to know.
+#pragma once
+
+#include "host/exchange/backend.hpp"
+#include "host/exchange/launch.hpp"
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace epjit::host {
+
+/// A program that scatters rows, in its general and its bulk-copy form.
+struct scatter_program {
+    launchable general;
+    launchable bulk;  ///< empty where the variant has none
+    std::int32_t movers = 1;
+};
+
+class rank_kernels {
+   public:
+    /// @throws what runtime_state::load throws; unsupported_error when a block does not fit the GPU.
+    rank_kernels(communicator_state& comm, const resolved_config& config);
+
+    launchable plan;
+    launchable sync;
+    launchable send_weights;
+    launchable return_rows;
+    launchable gather;
+    launchable weight_gradient;  ///< empty without config.backward
+    scatter_program convert;     ///< input type to dispatch type
+    scatter_program pass;        ///< rows that stay as they are: dispatch type
+    scatter_program raw;         ///< input type untouched, to be converted where they arrive
+    scatter_program gradients;   ///< combine type
+
+   private:
+    std::vector<std::shared_ptr<const loaded_variant>> variants_;
+};
+
+}  // namespace epjit::host

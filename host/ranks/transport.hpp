@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// How bytes get from rank to rank: what differs between the exchanges of real ranks. Everything asynchronous is ordered
+// on the stream and may be captured; nothing allocates.
+#pragma once
+
+#include "epjit/types.hpp"
+#include "host/exchange/backend.hpp"
+#include "host/exchange/layouts.hpp"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace epjit::host {
+
+/// Memory that lines travel through, a region for every rank in each. `rows`, `scales` and `weights` go with a dispatch,
+/// `combine_weights` before a combine, `partials` and `scalars` back to the tokens' owners.
+enum class travel_area : std::uint8_t { rows, scales, weights, combine_weights, partials, scalars };
+inline constexpr std::size_t num_travel_areas = 6;
+
+/// Bytes of one line in each area; 0 where the exchange does not use it.
+struct travel_shape {
+    std::array<std::int64_t, num_travel_areas> line_bytes{};
+    std::int32_t max_lines = 0;  ///< of one source: max_tokens_per_rank
+    std::int32_t num_lanes = 1;
+    std::int32_t counts_words = 0;  ///< of one rank's message of counts
+    std::int64_t plan_line_bytes = 0;
+
+    /// Bytes of one rank's region; at least K rows of partials, so that one token's rows fit.
+    [[nodiscard]] std::int64_t region(travel_area area) const noexcept;
+    std::int32_t topk = 1;
+};
+travel_shape shape_travel(const resolved_config& config);
+
+/// How many lines go to and come from each rank, where the host knows; else every region travels whole.
+struct line_traffic {
+    const std::int32_t* sent = nullptr;      ///< [R]
+    const std::int32_t* received = nullptr;  ///< [R]
+};
+
+class transport {
+   public:
+    virtual ~transport() = default;
+    [[nodiscard]] virtual std::size_t workspace_bytes() const noexcept = 0;
+    /// True: kernels write peers' windows and take steps by themselves; `link` is complete.
+    [[nodiscard]] virtual bool peers_written() const noexcept = 0;
+    [[nodiscard]] virtual templates::rank_link link(std::int32_t lane) const noexcept = 0;
+
+    // Where a plan's messages and lines go and arrive.
+    [[nodiscard]] virtual std::uint32_t* counts(std::int32_t lane) const noexcept = 0;
+    [[nodiscard]] virtual std::int64_t counts_offset(std::int32_t lane) const noexcept = 0;
+    [[nodiscard]] virtual std::uint8_t* lines_out(std::int32_t lane) const noexcept = 0;  ///< where peers are not written
+    [[nodiscard]] virtual std::int64_t lines_offset(std::int32_t lane) const noexcept = 0;
+    [[nodiscard]] virtual const std::uint8_t* lines_in(std::int32_t lane) const noexcept = 0;
+    virtual void exchange_counts(std::int32_t lane, stream_t stream) = 0;
+    virtual void exchange_lines(std::int32_t lane, stream_t stream) = 0;
+
+    /// Where what is for `rank` is written, and where what came from it is read. On this rank the two are one memory
+    /// where nothing has to travel.
+    [[nodiscard]] virtual std::uint8_t* out(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept = 0;
+    [[nodiscard]] virtual std::uint8_t* in(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept = 0;
+    /// Before the first write to `area`: its last contents have been read everywhere.
+    virtual void begin(std::int32_t lane, travel_area area, stream_t stream) = 0;
+    /// What was written travels. `back`: to the tokens' owners, so that lines sent and received change places.
+    virtual void post(std::int32_t lane, templates::lane_op op, std::span<const travel_area> areas,
+                      const line_traffic& traffic, bool back, stream_t stream) = 0;
+    /// What the peers wrote is there for what follows on the stream.
+    virtual void arrive(std::int32_t lane, templates::lane_op op, stream_t stream) = 0;
+
+    /// What a caller may be told at the next call. @throws timeout_error, nccl_error.
+    virtual void check() = 0;
+    /// Frees nothing that a peer may still write.
+    virtual void close() noexcept {}
+};
+
+}  // namespace epjit::host

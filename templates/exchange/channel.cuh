@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Steps between ranks: one word from each rank to each, raised by a release, awaited by an acquire, bounded in time.
+#pragma once
+
+#include "base/device.cuh"
+#include "exchange/channel_layout.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// Notes the failure, once, and tells every peer. Called by one thread.
+__device__ inline void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer,
+                                     u32 expected, u64 seen) {
+    if (atomicExch(&link.control->failed, 1u) != 0) {
+        return;
+    }
+    failure_record* record = link.record;
+    record->kind = kind;
+    record->lane = link.lane;
+    record->rank = link.me;
+    record->peer = peer;
+    record->op = op;
+    record->seen_op = static_cast<lane_op>(static_cast<u32>(seen));
+    record->expected = expected;
+    record->seen = static_cast<u32>(seen >> 32);
+    st_release_sys(&record->set, 1);
+#pragma unroll 1
+    for (i32 p = 0; p < link.num_ranks; ++p) {
+        if (link.peers[p] != nullptr) {
+            st_release_sys_64(reinterpret_cast<u64*>(link.peers[p] + window_poison_offset), static_cast<u64>(link.me) + 1);
+        }
+    }
+}
+
+/// True when the exchange has failed here or on a peer; any thread may ask at the start of a kernel.
+__device__ inline bool exchange_failed(const rank_link& link, lane_op op) {
+    if (ld_relaxed_gpu(&link.control->failed) != 0) {
+        return true;
+    }
+    const u64 poison = ld_relaxed_sys_64(link.poison);
+    if (poison != 0) {
+        fail_exchange(link, failure_kind::peer, op, static_cast<i32>(poison) - 1, 0, 0);
+        return true;
+    }
+    return false;
+}
+
+/// Takes the step towards one peer: what this thread has seen or written is visible to whoever sees the word.
+__device__ __forceinline__ void signal_step(const rank_link& link, i32 peer, u32 step, lane_op op) {
+    u64* word = reinterpret_cast<u64*>(link.peers[peer] + link.words_offset) + link.me;
+    st_release_sys_64(word, step_word(step, op));
+}
+
+/// Waits until `peer` has taken the step. False: it did not, or took another one; the exchange has failed.
+__device__ inline bool wait_step(const rank_link& link, i32 peer, u32 step, lane_op op) {
+    const u64* word = link.words + peer;
+    u64 seen = ld_acquire_sys_64(word);
+    if (static_cast<i32>(static_cast<u32>(seen >> 32) - step) < 0) {
+        const u64 limit = step <= 4 ? link.control->first_limit_ns : link.control->limit_ns;
+        const u64 start = global_time_ns();
+        for (u32 spin = 1;; ++spin) {
+            seen = ld_acquire_sys_64(word);
+            if (static_cast<i32>(static_cast<u32>(seen >> 32) - step) >= 0) {
+                break;
+            }
+            if (spin % 16 != 0) {
+                continue;
+            }
+            if (exchange_failed(link, op)) {
+                return false;
+            }
+            if (global_time_ns() - start > limit) {
+                fail_exchange(link, failure_kind::timeout, op, peer, step, seen);
+                return false;
+            }
+        }
+    }
+    if (static_cast<u32>(seen >> 32) == step && static_cast<u32>(seen) != static_cast<u32>(op)) {
+        fail_exchange(link, failure_kind::mismatch, op, peer, step, seen);
+        return false;
+    }
+    return true;
+}
+
+/// All threads of the block call it; threads p < R wait for rank p. False when any wait failed. Everything the peers
+/// wrote before the step is visible to the block afterwards.
+__device__ inline bool wait_all(const rank_link& link, u32 step, lane_op op, bool own_too) {
+    bool ok = true;
+#pragma unroll 1
+    for (i32 p = static_cast<i32>(threadIdx.x); p < link.num_ranks; p += static_cast<i32>(blockDim.x)) {
+        if (p != link.me || own_too) {
+            ok = wait_step(link, p, step, op) && ok;
+        }
+    }
+    return __syncthreads_and(ok ? 1 : 0) != 0;
+}
+
+#endif
+
+}  // namespace epjit::templates

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the ranks of an exchange share: the steps they count together, the words that carry them, and the record of a
+// wait that ended badly. Shared by device code and the host.
+#pragma once
+
+#include "base/types.cuh"
+
+namespace epjit::templates {
+
+/// What a step of a lane does. Every step's word names it, so that two ranks that call different things find out.
+enum class lane_op : i32 {
+    none = 0,
+    barrier = 1,
+    plan_counts = 2,
+    plan_lines = 3,
+    dispatch = 4,
+    combine_weights = 5,
+    combine = 6,
+    gradient_rows = 7,
+    gradients = 8,
+};
+
+/// Memory of a lane that peers write. Its next writers wait until the last contents have been read everywhere.
+enum class lane_area : i32 { rows = 0, weights = 1, partials = 2, scalars = 3 };
+inline constexpr i32 lane_areas = 4;
+inline constexpr i32 max_lanes = 2;
+
+/// A step of one rank: the number of steps it has taken on the lane, and what the last one was.
+EPJIT_SHARED constexpr u64 step_word(u32 step, lane_op op) {
+    return static_cast<u64>(step) << 32 | static_cast<u32>(op);
+}
+
+/// Device memory, one per exchange and rank. Limits live here and not in arguments: captured and eager launches share
+/// them.
+struct exchange_control {
+    u32 failed;  ///< sticky: every later kernel of the exchange returns at once
+    u32 reserved;
+    u64 first_limit_ns;  ///< of the first steps of a lane
+    u64 limit_ns;
+    struct lane {
+        u32 step;                    ///< steps taken; every rank counts the same ones
+        u32 area_step[lane_areas];   ///< step that filled the area last
+        u32 reserved;
+    } lanes[max_lanes];
+};
+static_assert(sizeof(exchange_control) == 24 + 2 * 24);
+
+enum class failure_kind : u32 {
+    none = 0,
+    timeout = 1,   ///< a peer's step did not come
+    mismatch = 2,  ///< a peer took another step
+    peer = 3,      ///< a peer has failed and said so
+};
+
+/// Pinned host memory, written once.
+struct failure_record {
+    u32 set;  ///< written last
+    failure_kind kind;
+    i32 lane;
+    i32 rank;  ///< who writes
+    i32 peer;  ///< whom it waited for, or who failed
+    lane_op op;
+    lane_op seen_op;
+    u32 expected;
+    u32 seen;
+    u32 reserved;
+};
+static_assert(sizeof(failure_record) == 40);
+
+/// A rank's window starts with this, then lane by lane a word from every rank.
+inline constexpr i32 window_poison_offset = 0;  ///< u64, non-zero: a peer has failed; its rank + 1
+inline constexpr i32 window_words_offset = 256;
+
+/// How a kernel takes part in its lane's steps. Pointers are this rank's.
+struct rank_link {
+    exchange_control* control;
+    failure_record* record;
+    u8* const* peers;  ///< [R] device memory: every rank's window as mapped here, null where there is none
+    u64* words;   ///< [R] of the lane, in the own window
+    u64* poison;  ///< in the own window
+    i32 me;
+    i32 num_ranks;
+    i32 lane;
+    i32 words_offset;  ///< of the lane's words in every window, bytes
+};
+static_assert(sizeof(rank_link) == 56);
+
+/// Arguments of sync_kernel.
+struct sync_args {
+    rank_link link;
+    lane_op op;
+    i32 signal;       ///< take the step: everything before on the stream is visible to a peer that sees it
+    i32 wait;         ///< until every rank has taken it
+    i32 area;         ///< that the step fills, or -1
+    i32 only_unread;  ///< a barrier, and only when nothing came after the step that filled the area
+    i32 reserved;
+};
+static_assert(sizeof(sync_args) == 80);
+
+/// Compile-time shape of the exchange's helpers.
+struct exchange_kernels_config {
+    i32 num_ranks;  ///< ranks that the arguments hold
+    i32 topk;
+};
+
+}  // namespace epjit::templates
