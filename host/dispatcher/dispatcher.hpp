@@ -23,7 +23,11 @@ struct exchange_set {
         return {static_cast<std::uint8_t>(bits | 1U << static_cast<unsigned>(kind))};
     }
 };
-inline constexpr exchange_set built_exchanges = exchange_set{}.with(exchange_kind::host).with(exchange_kind::loopback);
+inline constexpr exchange_set built_exchanges = exchange_set{}
+                                                    .with(exchange_kind::host)
+                                                    .with(exchange_kind::loopback)
+                                                    .with(exchange_kind::lsa)
+                                                    .with(exchange_kind::sendrecv);
 
 /// What all ranks agreed on when the communicator was made: equal on every rank.
 struct machine_facts {

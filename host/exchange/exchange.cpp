@@ -5,6 +5,7 @@
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/exchange/exchange_state.hpp"
 #include "host/exchange/validate.hpp"
+#include "host/ranks/backend.hpp"
 
 #include <fmt/format.h>
 
@@ -126,6 +127,14 @@ exchange_kind choose_kind(host::communicator_state& comm, const exchange_config&
     return choice.exchange;
 }
 
+std::unique_ptr<host::backend> make_backend(exchange_state& state) {
+    switch (state.kind) {
+        case exchange_kind::host: return host::make_cpu_backend(state.config);
+        case exchange_kind::loopback: return host::make_loopback_backend(*state.comm, state.config);
+        default: return host::make_rank_backend(*state.comm, state.config);
+    }
+}
+
 }  // namespace
 
 plan::plan() noexcept = default;
@@ -161,8 +170,7 @@ exchange::exchange(communicator& comm, const exchange_config& config) {
     state->kind = choose_kind(*comm.state_, config);
     state->config = resolve_config(*comm.state_, config, state->kind);
     point_into_copies(state->config, state->rank_slots);
-    state->backend = state->kind == exchange_kind::host ? host::make_cpu_backend(state->config)
-                                                        : host::make_loopback_backend(*state->comm, state->config);
+    state->backend = make_backend(*state);
     state_ = std::move(state);
 }
 

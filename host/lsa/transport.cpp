@@ -2,12 +2,11 @@
 // Kernels store straight into the peers' symmetric windows; steps are words in them. One window an exchange and rank:
 // the words of every lane, then each lane's messages, lines and areas, a region for every source rank in each.
 #include "epjit/error.hpp"
+#include "epjit/jit/variants.hpp"
 #include "host/exchange/device_memory.hpp"
 #include "host/exchange/launch.hpp"
 #include "host/nccl/communicator.hpp"
 #include "host/ranks/backend.hpp"
-
-#include "epjit/jit/variants.hpp"
 
 #include <fmt/format.h>
 
@@ -179,9 +178,9 @@ void lsa_transport::require_all_reachable() {
     for (std::int32_t r = 0; r < ranks_; ++r) {
         if (all[static_cast<std::size_t>(r)] != 0) {
             throw unsupported_error(
-                missing.empty() ? fmt::format("exchange 'lsa': rank {} cannot reach all ranks' memory", r)
-                                : fmt::format("exchange 'lsa': rank {} cannot reach the memory of rank(s) {}", me_,
-                                              missing),
+                missing.empty()
+                    ? fmt::format("exchange 'lsa': rank {} cannot reach all ranks' memory", r)
+                    : fmt::format("exchange 'lsa': rank {} cannot reach the memory of rank(s) {}", me_, missing),
                 "use sendrecv or hybrid, or put all ranks into one NVLink domain");
         }
     }
@@ -222,8 +221,8 @@ void lsa_transport::check() {
     if (__atomic_load_n(&record->set, __ATOMIC_ACQUIRE) == 0) {
         return;
     }
-    const std::string where = fmt::format("exchange 'lsa', lane {}: rank {} in {}", record->lane, record->rank,
-                                          text(record->op));
+    const std::string where =
+        fmt::format("exchange 'lsa', lane {}: rank {} in {}", record->lane, record->rank, text(record->op));
     switch (record->kind) {
         case templates::failure_kind::mismatch:
             throw config_error(fmt::format("{}: rank {} called {} instead (step {})", where, record->peer,
@@ -233,10 +232,10 @@ void lsa_transport::check() {
             throw timeout_error(fmt::format("{}: rank {} has failed and said so", where, record->peer),
                                 "look at that rank's error, then make a new exchange");
         default:
-            throw timeout_error(
-                fmt::format("{}: waited for rank {}: expected step {}, seen {} ({})", where, record->peer,
-                            record->expected, record->seen, text(record->seen_op)),
-                "look at what that rank does; raise EPJIT_WAIT_TIMEOUT_MS if it is only slow; then make a new exchange");
+            throw timeout_error(fmt::format("{}: waited for rank {}: expected step {}, seen {} ({})", where,
+                                            record->peer, record->expected, record->seen, text(record->seen_op)),
+                                "look at what that rank does; raise EPJIT_WAIT_TIMEOUT_MS if it is only slow; then "
+                                "make a new exchange");
     }
 }
 

@@ -94,8 +94,8 @@ void fill_send_args(scatter_kernel_args& args, const rank_setting& s, const rank
     from.input_scales = input.scales;
     from.input_stride = stride_bytes(input);
     from.input_scale_stride = scale_stride_bytes(input);
-    std::uint64_t bits = bits_of(s.config.config.hidden * size_of(input.type)) | bits_of(from.input) |
-                         bits_of(from.input_stride);
+    std::uint64_t bits =
+        bits_of(s.config.config.hidden * size_of(input.type)) | bits_of(from.input) | bits_of(from.input_stride);
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         templates::scatter_rank& to = args.ranks[r];
         to.output = s.way.out(travel_area::rows, lane_of(plan), r);
@@ -162,8 +162,8 @@ void fill_reduce_args(gather_kernel_args& args, const rank_setting& s, const ran
     start(args, s, plan, arrived_lines(s, plan));
     args.order = templates::sum_order::per_rank;
     args.weight_columns = c.topk;
-    std::uint64_t bits = bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) |
-                         bits_of(stride_bytes(ranks.rows));
+    std::uint64_t bits =
+        bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) | bits_of(stride_bytes(ranks.rows));
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         templates::gather_rank& to = args.ranks[r];
         to.output = s.way.out(travel_area::partials, lane_of(plan), r);
@@ -187,8 +187,8 @@ void fill_returned(gather_kernel_args& args, const rank_setting& s, const rank_p
     const exchange_config& c = s.config.config;
     start(args, s, plan, list);
     own_the_tokens(args, s, plan);
-    std::uint64_t bits = bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.output.data) |
-                         bits_of(stride_bytes(ranks.output));
+    std::uint64_t bits =
+        bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.output.data) | bits_of(stride_bytes(ranks.output));
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         templates::gather_rank& from = args.ranks[r];
         from.rows = s.way.in(travel_area::partials, lane_of(plan), r);
@@ -202,17 +202,17 @@ void fill_returned(gather_kernel_args& args, const rank_setting& s, const rank_p
 
 }  // namespace
 
-void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
-                      const combine_args& ranks, reduction order) {
-    fill_returned(args, s, plan, ranks,
-                  own_tokens(s, plan,
-                             s.whole_tensors ? templates::row_numbering::token : templates::row_numbering::position));
+void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const combine_args& ranks,
+                      reduction order) {
+    fill_returned(
+        args, s, plan, ranks,
+        own_tokens(s, plan, s.whole_tensors ? templates::row_numbering::token : templates::row_numbering::position));
     args.layout = templates::row_layout::flat;  // one partial sum a rank
     args.order = static_cast<templates::sum_order>(order);
 }
 
-void fill_window_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
-                      const combine_args& ranks, std::int32_t first_token, std::int32_t window) {
+void fill_window_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const combine_args& ranks,
+                      std::int32_t first_token, std::int32_t window) {
     templates::row_list list = own_tokens(s, plan, templates::row_numbering::entry);
     list.first_token = first_token;
     list.window = window;
@@ -251,8 +251,7 @@ void fill_token_gradient_args(gather_kernel_args& args, const rank_setting& s, c
     own_the_tokens(args, s, plan);
     args.weight_columns = weight_columns(s.config.config);
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
-        args.ranks[r].row_gradients =
-            reinterpret_cast<const float*>(s.way.in(travel_area::scalars, lane_of(plan), r));
+        args.ranks[r].row_gradients = reinterpret_cast<const float*>(s.way.in(travel_area::scalars, lane_of(plan), r));
     }
     args.ranks[s.config.first_driven].output = ranks.output;
 }

@@ -31,11 +31,11 @@ void fill_expand_args(scatter_kernel_args& args, const rank_setting& s, const ra
 void fill_reduce_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
                       const combine_args& ranks);
 /// What came back, summed into the tokens.
-void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
-                      const combine_args& ranks, reduction order);
+void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const combine_args& ranks,
+                      reduction order);
 /// One window of tokens of which every row came back.
-void fill_window_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
-                      const combine_args& ranks, std::int32_t first_token, std::int32_t window);
+void fill_window_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const combine_args& ranks,
+                      std::int32_t first_token, std::int32_t window);
 /// Gradients of the lines' weights at the holder of the rows, to the lines' owners.
 void fill_line_gradient_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
                              const weight_gradient_args& ranks, bool by_rows);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One real rank: its tokens are sent as lines to the ranks that hold their experts, lines that arrive become rows; sums of
-// rows go back as lines and are summed by the tokens' owners.
+// One real rank: its tokens are sent as lines to the ranks that hold their experts, lines that arrive become rows; sums
+// of rows go back as lines and are summed by the tokens' owners.
 #include "host/ranks/backend.hpp"
 
 #include "epjit/error.hpp"
@@ -63,6 +63,10 @@ class rank_backend final : public backend {
     }
     [[nodiscard]] std::int32_t bound(const rank_plan& plan) const noexcept {
         return plan.options.token_bound != 0 ? plan.options.token_bound : config_.config.max_tokens_per_rank;
+    }
+    [[noreturn]] void refuse_tokens(const rank_plan& plan, std::int32_t rank, std::int32_t tokens) const {
+        throw config_error(fmt::format("rank {} brings {} tokens, the bound is {}", rank, tokens, bound(plan)),
+                           "create the exchange with a larger max_tokens_per_rank, or raise token_bound");
     }
     /// Rows that are quantised row by row, each with its weight, cross as they came.
     [[nodiscard]] bool crosses_raw(const dispatch_options& options) const noexcept {
@@ -182,6 +186,8 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
     launch_plan(*plan, ranks[0], stream);
     if (plan->exact) {
         wait_for_counts(*plan, stream);
+    } else if (ranks[0].num_tokens > bound(*plan)) {
+        refuse_tokens(*plan, config_.first_driven, ranks[0].num_tokens);
     }
     return plan;
 }
@@ -222,9 +228,8 @@ void rank_backend::check_reports(const rank_plan& plan) {
     first_step_done_ = true;
     const templates::plan_status& s = *plan.host_status();
     if (s.refusing_rank != 0) {
-        throw config_error(fmt::format("rank {} brought {} tokens to a plan, the bound is {}", s.refusing_rank - 1,
-                                       s.refused_tokens, bound(plan)),
-                           "bring at most plan_options::token_bound (or max_tokens_per_rank) tokens on every rank");
+        refuse_tokens(plan, static_cast<std::int32_t>(s.refusing_rank) - 1,
+                      static_cast<std::int32_t>(s.refused_tokens));
     }
     if (s.dropped_rows != 0 && plan.options.overflow == overflow::fail) {
         throw capacity_error(fmt::format("{} rows did not fit the capacity of their rank ({} {})", s.dropped_rows,
@@ -308,9 +313,9 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
                                          return n;
                                      }()
                                    : std::int64_t{config_.num_ranks} * bound(plan);
-    const std::int64_t to_fill =
-        config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven) + 1] -
-        config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven)] + (plan.exact ? 0 : plan.capacity);
+    const std::int64_t to_fill = config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven) + 1] -
+                                 config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven)] +
+                                 (plan.exact ? 0 : plan.capacity);
     move(quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
 }
 

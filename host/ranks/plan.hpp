@@ -47,7 +47,7 @@ class rank_plan final : public plan_state {
     std::int32_t max_tokens = 0;
     // Of the current routing.
     std::int32_t num_tokens = 0;
-    std::int32_t capacity = 0;   ///< rows of the output that may be touched (masked: per slot)
+    std::int32_t capacity = 0;     ///< rows of the output that may be touched (masked: per slot)
     std::int64_t known_rows = -1;  ///< exact mode
     std::uint32_t sequence = 0;
     bool exact = false;

@@ -15,8 +15,8 @@
 
 namespace epjit::host {
 
-/// Memory that lines travel through, a region for every rank in each. `rows`, `scales` and `weights` go with a dispatch,
-/// `combine_weights` before a combine, `partials` and `scalars` back to the tokens' owners.
+/// Memory that lines travel through, a region for every rank in each. `rows`, `scales` and `weights` go with a
+/// dispatch, `combine_weights` before a combine, `partials` and `scalars` back to the tokens' owners.
 enum class travel_area : std::uint8_t { rows, scales, weights, combine_weights, partials, scalars };
 inline constexpr std::size_t num_travel_areas = 6;
 
@@ -51,7 +51,8 @@ class transport {
     // Where a plan's messages and lines go and arrive.
     [[nodiscard]] virtual std::uint32_t* counts(std::int32_t lane) const noexcept = 0;
     [[nodiscard]] virtual std::int64_t counts_offset(std::int32_t lane) const noexcept = 0;
-    [[nodiscard]] virtual std::uint8_t* lines_out(std::int32_t lane) const noexcept = 0;  ///< where peers are not written
+    [[nodiscard]] virtual std::uint8_t* lines_out(
+        std::int32_t lane) const noexcept = 0;  ///< where peers are not written
     [[nodiscard]] virtual std::int64_t lines_offset(std::int32_t lane) const noexcept = 0;
     [[nodiscard]] virtual const std::uint8_t* lines_in(std::int32_t lane) const noexcept = 0;
     virtual void exchange_counts(std::int32_t lane, stream_t stream) = 0;

@@ -88,8 +88,8 @@ class sendrecv_transport final : public transport {
         return at(lanes_[static_cast<std::size_t>(lane)].in, area, rank);
     }
     void begin(std::int32_t, travel_area, stream_t) override {}  // the stream orders it
-    void post(std::int32_t lane, lane_op op, std::span<const travel_area> areas, const line_traffic& traffic,
-              bool back, stream_t stream) override;
+    void post(std::int32_t lane, lane_op op, std::span<const travel_area> areas, const line_traffic& traffic, bool back,
+              stream_t stream) override;
     void arrive(std::int32_t, lane_op, stream_t) override {}
     void check() override { comm_.nccl->check(); }
 
@@ -132,8 +132,8 @@ void sendrecv_transport::lay_out() {
     areas_at_[static_cast<std::size_t>(travel_area::weights)] = weights;
     areas_at_[static_cast<std::size_t>(travel_area::combine_weights)] = weights;
     areas_at_[static_cast<std::size_t>(travel_area::scalars)] = part(ranks_ * shape_.region(travel_area::scalars));
-    const std::int64_t rows = part(
-        ranks_ * std::max(shape_.region(travel_area::rows), shape_.region(travel_area::partials)));
+    const std::int64_t rows =
+        part(ranks_ * std::max(shape_.region(travel_area::rows), shape_.region(travel_area::partials)));
     areas_at_[static_cast<std::size_t>(travel_area::rows)] = rows;
     areas_at_[static_cast<std::size_t>(travel_area::partials)] = rows;
     lane_bytes_ = next;
@@ -152,8 +152,7 @@ void sendrecv_transport::post(std::int32_t lane, lane_op op, std::span<const tra
             }
             const std::int64_t whole = shape_.region(area);
             transfers_.push_back({r, out(area, lane, r),
-                                  static_cast<std::size_t>(sent != nullptr ? sent[r] * line : whole),
-                                  in(area, lane, r),
+                                  static_cast<std::size_t>(sent != nullptr ? sent[r] * line : whole), in(area, lane, r),
                                   static_cast<std::size_t>(received != nullptr ? received[r] * line : whole)});
         }
     }
