@@ -5,6 +5,8 @@
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/exchange/exchange_state.hpp"
 #include "host/exchange/validate.hpp"
+#include "host/nccl/compare.hpp"
+#include "host/nccl/facts.hpp"
 #include "host/ranks/backend.hpp"
 
 #include <fmt/format.h>
@@ -77,6 +79,8 @@ host::resolved_config resolve_config(const host::communicator_state& comm, const
     resolved.placement = host::resolve(config.placement, config.num_experts, comm.num_ranks);
     if (config.rank_hosts != nullptr) {
         resolved.rank_hosts.assign(config.rank_hosts, config.rank_hosts + comm.num_ranks);
+    } else if (kind == exchange_kind::hybrid) {
+        resolved.rank_hosts = comm.facts.rank_hosts;
     } else {
         resolved.rank_hosts.assign(comm.num_ranks, 0);
     }
@@ -115,6 +119,9 @@ exchange_kind choose_kind(host::communicator_state& comm, const exchange_config&
         question.wanted = comm.runtime->options.exchange;
     }
     question.communicator = comm.kind;
+    if (comm.nccl != nullptr && comm.facts.rank_hosts.empty()) {
+        comm.facts = host::agree_on_facts(comm.nccl);
+    }
     question.facts = comm.facts;
     question.facts.num_ranks = comm.num_ranks;
     question.facts.have_gpu = comm.context != nullptr;
@@ -131,7 +138,9 @@ std::unique_ptr<host::backend> make_backend(exchange_state& state) {
     switch (state.kind) {
         case exchange_kind::host: return host::make_cpu_backend(state.config);
         case exchange_kind::loopback: return host::make_loopback_backend(*state.comm, state.config);
-        default: return host::make_rank_backend(*state.comm, state.config);
+        default:
+            host::compare_configs(*state.comm->nccl, state.config);
+            return host::make_rank_backend(*state.comm, state.config);
     }
 }
 
