@@ -59,6 +59,17 @@ class backend {
                                stream_t stream) = 0;
     virtual void dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                                   stream_t stream) = 0;
+    /// Both halves, where one launch can do more than two.
+    virtual void dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                          stream_t stream) {
+        dispatch_send(p, ranks, options, stream);
+        dispatch_receive(p, ranks, options, stream);
+    }
+    virtual void combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                         stream_t stream) {
+        combine_send(p, ranks, options, stream);
+        combine_receive(p, ranks, options, stream);
+    }
     virtual void combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                               stream_t stream) = 0;
     virtual void combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,

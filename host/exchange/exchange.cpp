@@ -253,8 +253,7 @@ void exchange::dispatch(const plan& p, std::span<const dispatch_args> ranks, con
     plan_state& ps = owned(state, p, "dispatch");
     host::validate_dispatch(state.config, ps, ranks, options);
     expect_idle(state, options.lane, "dispatch");
-    state.backend->dispatch_send(ps, ranks, options, stream);
-    state.backend->dispatch_receive(ps, ranks, options, stream);
+    state.backend->dispatch(ps, ranks, options, stream);
 }
 
 void exchange::combine_send(const plan& p, std::span<const combine_args> ranks, const combine_options& options,
@@ -283,8 +282,7 @@ void exchange::combine(const plan& p, std::span<const combine_args> ranks, const
     plan_state& ps = owned(state, p, "combine");
     host::validate_combine(state.config, ps, ranks, options);
     expect_idle(state, options.lane, "combine");
-    state.backend->combine_send(ps, ranks, options, stream);
-    state.backend->combine_receive(ps, ranks, options, stream);
+    state.backend->combine(ps, ranks, options, stream);
 }
 
 void exchange::weight_gradients(const plan& p, std::span<const weight_gradient_args> ranks, stream_t stream) {

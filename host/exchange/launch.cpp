@@ -57,7 +57,8 @@ templates::scatter_config scatter_config_of(const jit::variant_spec& spec) noexc
             .output = static_cast<templates::element>(spec.output),
             .scales = static_cast<templates::group_scale>(spec.scales),
             .threads = spec.threads,
-            .stages = spec.stages};
+            .stages = spec.stages,
+            .movers = spec.movers};
 }
 
 void launch(communicator_state& comm, const launchable& what, std::int64_t blocks, const void* args, stream_t stream,

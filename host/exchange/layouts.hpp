@@ -6,6 +6,7 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wshadow"
 #include "templates/exchange/channel_layout.cuh"
+#include "templates/exchange/dispatch_layout.cuh"
 #include "templates/exchange/helpers_layout.cuh"
 #include "templates/plan/plan_layout.cuh"
 #include "templates/rows/rows_layout.cuh"

@@ -106,15 +106,20 @@ class lsa_transport final : public transport {
         return reinterpret_cast<std::uint8_t*>(local()) + area_offset(area, lane, rank);
     }
     void begin(std::int32_t lane, travel_area area, stream_t stream) override {
-        step(lane, lane_op::barrier, group_of(area), true, true, true, stream);
+        step(lane, lane_op::barrier, {.wait_area = static_cast<templates::i32>(group_of(area))}, stream);
     }
-    void post(std::int32_t lane, lane_op op, std::span<const travel_area> areas, const line_traffic&, bool,
+    void done(std::int32_t lane, lane_op op, travel_area area, stream_t stream) override {
+        step(lane, op, {.signal = 1, .read_area = static_cast<templates::i32>(group_of(area))}, stream);
+    }
+    [[nodiscard]] templates::chunk_flags flags(travel_area area, std::int32_t lane) const noexcept override {
+        const std::int64_t at = counts_offset(lane) + flags_at_[area == travel_area::rows ? 0 : 1];
+        return {reinterpret_cast<templates::u32*>(local() + at), at, shape_.max_lines, 0};
+    }
+    void post(std::int32_t lane, lane_op op, std::span<const travel_area>, const line_traffic&, bool,
               stream_t stream) override {
-        step(lane, op, group_of(areas[0]), true, false, false, stream);
+        step(lane, op, {.signal = 1}, stream);
     }
-    void arrive(std::int32_t lane, lane_op op, stream_t stream) override {
-        step(lane, op, templates::lane_area::rows, false, true, false, stream);
-    }
+    void arrive(std::int32_t lane, lane_op op, stream_t stream) override { step(lane, op, {.wait = 1}, stream); }
 
     void check() override;
     void close() noexcept override;
@@ -131,14 +136,17 @@ class lsa_transport final : public transport {
     void lay_out();
     void require_all_reachable();
     void upload();
-    void step(std::int32_t lane, lane_op op, templates::lane_area area, bool signal, bool wait, bool only_unread,
-              stream_t stream);
+    struct step_parts {
+        templates::i32 wait_area = -1, signal = 0, read_area = -1, wait = 0;
+    };
+    void step(std::int32_t lane, lane_op op, const step_parts& parts, stream_t stream);
 
     communicator_state& comm_;
     const std::int32_t me_, ranks_;
     const travel_shape shape_;
     std::int64_t lanes_at_ = 0, lane_bytes_ = 0, lines_at_ = 0, total_ = 0;
     std::array<std::int64_t, num_travel_areas> areas_at_{};
+    std::array<std::int64_t, 2> flags_at_{};
     symmetric_window window_;
     device_buffer control_, peers_;
     pinned_buffer record_;
@@ -159,6 +167,9 @@ void lsa_transport::lay_out() {
     lines_at_ = part(ranks_ * line_region());
     for (std::size_t a = 0; a < num_travel_areas; ++a) {
         areas_at_[a] = part(ranks_ * shape_.region(static_cast<travel_area>(a)));
+    }
+    for (std::int64_t& at : flags_at_) {
+        at = part(std::int64_t{ranks_} * shape_.max_lines * 4);
     }
     lane_bytes_ = next;
     total_ = lanes_at_ + shape_.num_lanes * lane_bytes_;
@@ -204,15 +215,14 @@ void lsa_transport::upload() {
     comm_.runtime->uploads.fetch_add(1, std::memory_order_relaxed);
 }
 
-void lsa_transport::step(std::int32_t lane, lane_op op, templates::lane_area area, bool signal, bool wait,
-                         bool only_unread, stream_t stream) {
+void lsa_transport::step(std::int32_t lane, lane_op op, const step_parts& parts, stream_t stream) {
     templates::sync_args args{};
     args.link = link(lane);
     args.op = op;
-    args.signal = signal ? 1 : 0;
-    args.wait = wait ? 1 : 0;
-    args.area = signal ? static_cast<templates::i32>(area) : -1;
-    args.only_unread = only_unread ? 1 : 0;
+    args.wait_area = parts.wait_area;
+    args.signal = parts.signal;
+    args.read_area = parts.read_area;
+    args.wait = parts.wait;
     launch(comm_, sync_, 1, &args, stream);
 }
 

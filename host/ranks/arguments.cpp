@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/ranks/arguments.hpp"
 
-#include <limits>
+#include <algorithm>
 
 namespace epjit::host {
 namespace {
@@ -118,10 +118,15 @@ void fill_expand_args(scatter_kernel_args& args, const rank_setting& s, const ra
     args.weigh_input = options.weigh_input ? 1 : 0;
     args.zero_padding = options.zero_padding ? 1 : 0;
     args.zero_tail = options.zero_tail ? 1 : 0;
-    args.fill_first_slot = s.config.placement.rank_first[static_cast<std::size_t>(me)];
-    args.fill_last_slot = s.config.placement.rank_first[static_cast<std::size_t>(me) + 1];
-    args.fill_first_rank = me;
-    args.fill_last_rank = me + 1;
+    // Rows without a token are visited only where something has to be written there.
+    const bool padded = plan.options.layout == layout::expert_major && plan.options.alignment > 1;
+    if (ranks.row_source != nullptr || ranks.row_weights != nullptr || ranks.local_ids != nullptr ||
+        ranks.local_weights != nullptr || options.zero_tail || (padded && options.zero_padding)) {
+        args.fill_first_slot = s.config.placement.rank_first[static_cast<std::size_t>(me)];
+        args.fill_last_slot = s.config.placement.rank_first[static_cast<std::size_t>(me) + 1];
+        args.fill_first_rank = me;
+        args.fill_last_rank = me + 1;
+    }
     const bool weights = options.weigh_input || ranks.row_weights != nullptr || ranks.local_weights != nullptr;
     templates::scatter_rank& to = args.ranks[me];
     to.output = ranks.output.data;
@@ -254,6 +259,72 @@ void fill_token_gradient_args(gather_kernel_args& args, const rank_setting& s, c
         args.ranks[r].row_gradients = reinterpret_cast<const float*>(s.way.in(travel_area::scalars, lane_of(plan), r));
     }
     args.ranks[s.config.first_driven].output = ranks.output;
+}
+
+void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank* table, const rank_setting& s,
+                        const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options) {
+    scatter_kernel_args args;
+    fill_expand_args(args, s, plan, ranks, options, s.config.config.dispatch_type, true);
+    static_cast<templates::scatter_head&>(head) = args;
+    head.num_tokens = plan.num_tokens;
+    head.own_weight_columns = weight_columns(s.config.config);
+    const std::int32_t me = s.config.first_driven;
+    const bool weights = ranks.weights != nullptr;
+    std::copy(args.ranks, args.ranks + s.config.num_ranks, table);
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        templates::scatter_rank& rank = table[r];
+        if (r == me) {
+            rank.weights = ranks.weights;
+            rank.own_weight_columns = head.own_weight_columns;
+            rank.num_tokens = plan.num_tokens;
+            continue;
+        }
+        rank.output = s.way.out(travel_area::rows, lane_of(plan), r);
+        rank.output_scales = s.way.out(travel_area::scales, lane_of(plan), r);
+        rank.output_stride = line_stride(s, travel_area::rows);
+        rank.output_scale_stride = static_cast<std::int32_t>(line_stride(s, travel_area::scales));
+        rank.local_weights =
+            weights ? reinterpret_cast<float*>(s.way.out(travel_area::weights, lane_of(plan), r)) : nullptr;
+    }
+    head.send_bytes = widest_access(bits_of(s.config.config.hidden * size_of(ranks.input.type)) |
+                                    bits_of(ranks.input.data) | bits_of(stride_bytes(ranks.input)));
+}
+
+void fill_combine_args(templates::combine_head& head, templates::gather_rank* table, const rank_setting& s,
+                       const rank_plan& plan, const combine_args& ranks, reduction order) {
+    const exchange_config& c = s.config.config;
+    const std::int32_t me = s.config.first_driven;
+    gather_kernel_args args;
+    start(args, s, plan, arrived_lines(s, plan));
+    static_cast<templates::gather_head&>(head) = args;
+    head.num_tokens = plan.num_tokens;
+    head.order = static_cast<templates::sum_order>(order);
+    head.weight_columns = c.topk;
+    head.own_weight_columns = weight_columns(c);
+    std::uint64_t bits = bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) |
+                         bits_of(stride_bytes(ranks.rows)) | bits_of(ranks.output.data) |
+                         bits_of(stride_bytes(ranks.output));
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        templates::gather_rank& rank = table[r];
+        rank = args.ranks[r];
+        if (r == me) {
+            rank.rows = ranks.rows.data;
+            rank.row_stride = stride_bytes(ranks.rows);
+            rank.weights = ranks.weights;
+            rank.output = ranks.output.data;
+            rank.output_stride = stride_bytes(ranks.output);
+            continue;
+        }
+        rank.rows = s.way.in(travel_area::partials, lane_of(plan), r);
+        rank.row_stride = line_stride(s, travel_area::partials);
+        rank.output = s.way.out(travel_area::partials, lane_of(plan), r);
+        rank.output_stride = line_stride(s, travel_area::partials);
+        if (ranks.weights != nullptr) {
+            rank.weights = reinterpret_cast<const float*>(s.way.in(travel_area::combine_weights, lane_of(plan), r));
+        }
+        bits |= bits_of(rank.rows) | bits_of(rank.output) | bits_of(rank.row_stride);
+    }
+    head.vector_bytes = widest_access(bits);
 }
 
 }  // namespace epjit::host

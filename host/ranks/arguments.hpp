@@ -30,6 +30,11 @@ void fill_expand_args(scatter_kernel_args& args, const rank_setting& s, const ra
 /// This rank's rows of every line, summed, to the line's owner.
 void fill_reduce_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan,
                       const combine_args& ranks);
+/// A whole dispatch, or combine, through windows; what says how ranks meet is not filled.
+void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank* table, const rank_setting& s,
+                        const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options);
+void fill_combine_args(templates::combine_head& head, templates::gather_rank* table, const rank_setting& s,
+                       const rank_plan& plan, const combine_args& ranks, reduction order);
 /// What came back, summed into the tokens.
 void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const combine_args& ranks,
                       reduction order);

@@ -42,6 +42,10 @@ class rank_backend final : public backend {
                        stream_t stream) override;
     void dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                           stream_t stream) override;
+    void dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                  stream_t stream) override;
+    void combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                 stream_t stream) override;
     void combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                       stream_t stream) override;
     void combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
@@ -82,7 +86,14 @@ class rank_backend final : public backend {
     void check_reports(const rank_plan& plan);
     void move(const scatter_program& program, const scatter_kernel_args& args, std::int64_t tokens,
               std::int64_t rows_to_fill, stream_t stream);
-    void send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream);
+    void send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
+                      lane_op op = lane_op::none);
+    template <std::int32_t NumRanks>
+    void launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                         stream_t stream);
+    template <std::int32_t NumRanks>
+    void launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
+                        stream_t stream);
     void combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream);
     [[nodiscard]] std::chrono::milliseconds wait_limit() const noexcept {
         const settings& o = comm_.runtime->options;
@@ -257,8 +268,9 @@ void rank_backend::move(const scatter_program& program, const scatter_kernel_arg
     }
 }
 
-void rank_backend::send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream) {
-    if (weights == nullptr || plan.num_tokens == 0) {
+void rank_backend::send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
+                                lane_op op) {
+    if (weights == nullptr || (plan.num_tokens == 0 && op == lane_op::none)) {
         return;
     }
     templates::send_weights_args<templates::max_driven_ranks> args;
@@ -266,7 +278,8 @@ void rank_backend::send_weights(const rank_plan& plan, const float* weights, tra
     args.entries = plan.entries;
     args.positions = plan.positions;
     args.weights = weights;
-    args.failed = &way_->link(plan.options.lane).control->failed;
+    args.link = way_->link(plan.options.lane);
+    args.op = op;
     args.num_tokens = plan.num_tokens;
     args.weight_columns = c.routing == routing_form::sparse ? c.num_experts : c.topk;
     for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
@@ -317,6 +330,88 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
                                  config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven)] +
                                  (plan.exact ? 0 : plan.capacity);
     move(quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
+    way_->done(options.lane, lane_op::dispatch, travel_area::rows, stream);
+}
+
+/// Blocks that drive the links of a dispatch: few fill them (docs/performance.md), the rest drive the memory.
+constexpr std::int32_t most_senders = 32;
+
+template <std::int32_t NumRanks>
+void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                                   stream_t stream) {
+    const launchable& kernel = kernels().dispatch;
+    const std::int32_t movers = kernels().dispatch_movers;
+    templates::dispatch_args<NumRanks> args{};
+    fill_dispatch_args(args, args.ranks, setting(plan), plan, ranks, options);
+    args.link = way_->link(options.lane);
+    args.flags = way_->flags(travel_area::rows, options.lane);
+    // Equal on every rank: the receivers look for the flags that the senders raise.
+    const std::int32_t tokens = bound(plan);
+    args.chunk = std::clamp(tokens / (2 * most_senders * movers), 1, 4);
+    const std::int32_t half = std::max(1, kernel.max_blocks / 2);
+    args.senders =
+        std::clamp((tokens + args.chunk * movers - 1) / (args.chunk * movers), 1, std::min(most_senders, half));
+    const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
+    const std::int64_t fill = args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
+    const std::int64_t others =
+        std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
+    launch(comm_, kernel, args.senders + others, &args, stream);
+}
+
+void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                            stream_t stream) {
+    // What decides is equal on every rank: the config, the options, never this rank's tensors.
+    if (!way_->peers_written() || !kernels().dispatch || options.weigh_input ||
+        config_.config.input_type != config_.config.dispatch_type || kernels().dispatch.max_blocks < 2) {
+        backend::dispatch(p, ranks, options, stream);
+        return;
+    }
+    const rank_plan& plan = static_cast<const rank_plan&>(p);
+    check_reports(plan);
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    switch (templates::arguments_for_ranks(config_.num_ranks)) {
+        case 8: launch_dispatch<8>(plan, ranks[0], options, stream); break;
+        case 32: launch_dispatch<32>(plan, ranks[0], options, stream); break;
+        default: launch_dispatch<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
+    }
+}
+
+template <std::int32_t NumRanks>
+void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
+                                  stream_t stream) {
+    const launchable& kernel = kernels().combine;
+    templates::combine_args<NumRanks> args{};
+    fill_combine_args(args, args.ranks, setting(plan), plan, ranks, options.reduction);
+    args.link = way_->link(options.lane);
+    args.flags = way_->flags(travel_area::partials, options.lane);
+    args.wait_weights = ranks.weights != nullptr ? 1 : 0;
+    const std::int32_t tokens = bound(plan);
+    args.chunk = 1;  // owners work in the order in which sums arrive: two lines a flag cost 5%, four 17%
+    const std::int64_t chunks = std::int64_t{config_.num_ranks - 1} * tokens;
+    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(chunks, 1, std::max(1, kernel.max_blocks / 2)));
+    const std::int64_t own =
+        std::clamp<std::int64_t>(plan.num_tokens, 1, std::max(1, kernel.max_blocks - args.senders));
+    launch(comm_, kernel, args.senders + own, &args, stream);
+}
+
+void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                           stream_t stream) {
+    if (!way_->peers_written() || !kernels().combine || options.reduction == reduction::per_row ||
+        kernels().combine.max_blocks < 2) {
+        backend::combine(p, ranks, options, stream);
+        return;
+    }
+    const rank_plan& plan = static_cast<const rank_plan&>(p);
+    check_reports(plan);
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream, lane_op::combine_weights);
+    switch (templates::arguments_for_ranks(config_.num_ranks)) {
+        case 8: launch_combine<8>(plan, ranks[0], options, stream); break;
+        case 32: launch_combine<32>(plan, ranks[0], options, stream); break;
+        default: launch_combine<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
+    }
 }
 
 void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
@@ -342,6 +437,9 @@ void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ran
     launch(comm_, k.gather, std::int64_t{config_.num_ranks} * bound(plan), &args, stream);
     constexpr std::array partials{travel_area::partials};
     way_->post(options.lane, lane_op::combine, partials, traffic(plan), true, stream);
+    if (ranks[0].weights != nullptr) {
+        way_->done(options.lane, lane_op::combine, travel_area::combine_weights, stream);
+    }
 }
 
 /// per_row: every row goes back to its token's owner, as many tokens at a time as the memory for partial sums holds.
@@ -375,6 +473,7 @@ void rank_backend::combine_rows(const rank_plan& plan, const combine_args& ranks
             fill_window_args(args, setting(plan), plan, ranks, first, window);
             launch(comm_, k.gather, tokens, &args, stream);
         }
+        way_->done(lane, lane_op::combine, travel_area::partials, stream);
     }
 }
 
@@ -394,6 +493,7 @@ void rank_backend::combine_receive(plan_state& p, std::span<const combine_args> 
         fill_finish_args(args, setting(plan), plan, ranks[0], options.reduction);
         launch(comm_, k.gather, plan.num_tokens, &args, stream);
     }
+    way_->done(options.lane, lane_op::combine, travel_area::partials, stream);
 }
 
 void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) {
@@ -427,11 +527,15 @@ void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradie
            stream);
     constexpr std::array scalars{travel_area::scalars};
     way_->post(lane, lane_op::gradients, scalars, traffic(plan), true, stream);
+    if (!by_rows) {
+        way_->done(lane, lane_op::gradients, travel_area::rows, stream);
+    }
     way_->arrive(lane, lane_op::gradients, stream);
     if (plan.num_tokens != 0) {
         fill_token_gradient_args(args, setting(plan), plan, ranks[0]);
         launch(comm_, k.weight_gradient, (plan.num_tokens + warps - 1) / warps, &args, stream);
     }
+    way_->done(lane, lane_op::gradients, travel_area::scalars, stream);
 }
 
 }  // namespace

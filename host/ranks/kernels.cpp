@@ -65,6 +65,17 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 weight_gradient =
                     prepare_kernel(context, variants_[i]->get("weight_gradient_kernel"), s.threads, 0, budget);
                 break;
+            case jit::kernel_kind::exchange_dispatch: {
+                const templates::scatter_config shape = scatter_config_of(s);
+                dispatch = prepare_kernel(context, variants_[i]->get("dispatch_kernel"),
+                                          templates::scatter_bulk_threads(shape),
+                                          templates::scatter_bulk_shared_bytes(shape), budget);
+                dispatch_movers = templates::scatter_movers(shape);
+                break;
+            }
+            case jit::kernel_kind::exchange_combine:
+                combine = prepare_kernel(context, variants_[i]->get("combine_kernel"), s.threads, 0, budget);
+                break;
             case jit::kernel_kind::plan:
             case jit::kernel_kind::permute_dispatch: break;
         }

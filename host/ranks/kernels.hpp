@@ -29,10 +29,13 @@ class rank_kernels {
     launchable return_rows;
     launchable gather;
     launchable weight_gradient;  ///< empty without config.backward
-    scatter_program convert;     ///< input type to dispatch type
-    scatter_program pass;        ///< rows that stay as they are: dispatch type
-    scatter_program raw;         ///< input type untouched, to be converted where they arrive
-    scatter_program gradients;   ///< combine type
+    launchable dispatch;         ///< through windows in one launch; empty where rows need more than a copy
+    launchable combine;          ///< through windows in one launch
+    std::int32_t dispatch_movers = 1;
+    scatter_program convert;    ///< input type to dispatch type
+    scatter_program pass;       ///< rows that stay as they are: dispatch type
+    scatter_program raw;        ///< input type untouched, to be converted where they arrive
+    scatter_program gradients;  ///< combine type
 
    private:
     std::vector<std::shared_ptr<const loaded_variant>> variants_;

@@ -42,6 +42,8 @@ struct line_traffic {
 
 class transport {
    public:
+    using lane_op = templates::lane_op;
+
     virtual ~transport() = default;
     [[nodiscard]] virtual std::size_t workspace_bytes() const noexcept = 0;
     /// True: kernels write peers' windows and take steps by themselves; `link` is complete.
@@ -64,11 +66,16 @@ class transport {
     [[nodiscard]] virtual std::uint8_t* in(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept = 0;
     /// Before the first write to `area`: its last contents have been read everywhere.
     virtual void begin(std::int32_t lane, travel_area area, stream_t stream) = 0;
+    /// After the last read of `area`.
+    virtual void done(std::int32_t lane, lane_op op, travel_area area, stream_t stream) = 0;
     /// What was written travels. `back`: to the tokens' owners, so that lines sent and received change places.
     virtual void post(std::int32_t lane, templates::lane_op op, std::span<const travel_area> areas,
                       const line_traffic& traffic, bool back, stream_t stream) = 0;
     /// What the peers wrote is there for what follows on the stream.
     virtual void arrive(std::int32_t lane, templates::lane_op op, stream_t stream) = 0;
+
+    /// Flags of the chunks of an area, where peers are written.
+    [[nodiscard]] virtual templates::chunk_flags flags(travel_area, std::int32_t) const noexcept { return {}; }
 
     /// What a caller may be told at the next call. @throws timeout_error, nccl_error.
     virtual void check() = 0;

@@ -16,8 +16,6 @@
 namespace epjit::host {
 namespace {
 
-using templates::lane_op;
-
 class sendrecv_transport final : public transport {
    public:
     sendrecv_transport(communicator_state& comm, const resolved_config& config, const travel_shape& shape)
@@ -87,7 +85,9 @@ class sendrecv_transport final : public transport {
     [[nodiscard]] std::uint8_t* in(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept override {
         return at(lanes_[static_cast<std::size_t>(lane)].in, area, rank);
     }
-    void begin(std::int32_t, travel_area, stream_t) override {}  // the stream orders it
+    // The stream orders it.
+    void begin(std::int32_t, travel_area, stream_t) override {}
+    void done(std::int32_t, lane_op, travel_area, stream_t) override {}
     void post(std::int32_t lane, lane_op op, std::span<const travel_area> areas, const line_traffic& traffic, bool back,
               stream_t stream) override;
     void arrive(std::int32_t, lane_op, stream_t) override {}

@@ -76,6 +76,13 @@ void append_unique(std::vector<variant_spec>& list, const variant_spec& spec) {
     }
 }
 
+/// Only where there is such a kernel.
+void append_dispatch(std::vector<variant_spec>& list, const variant_spec& spec) {
+    if (spec.stages > 0) {
+        append_unique(list, spec);
+    }
+}
+
 struct row_types {
     dtype input, output;
     scale_type scales;
@@ -130,11 +137,17 @@ void list_ranks(const variant_request& request, target_arch arch, std::int32_t n
         append_unique(list, exchange_helpers_spec(arch, num_ranks, m.topk));
     }
     for (const row_types& t : scatter_types(m, request.set)) {
+        if (num_ranks > 1 && t.input == t.output) {
+            append_dispatch(list, exchange_dispatch_spec(arch, num_ranks, m.hidden, m.topk, t.input, t.scales));
+        }
         append_unique(list, scatter_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, t.input, t.output,
                                          t.scales));
     }
     for (const dtype type : gather_types(m, request.set)) {
         append_unique(list, gather_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, type));
+        if (num_ranks > 1) {
+            append_unique(list, exchange_combine_spec(arch, num_ranks, m.hidden, m.topk, type));
+        }
         if (request.set == variant_set::all) {
             append_unique(list, weight_gradient_spec(arch, num_ranks, m.hidden, m.topk, type));
         }
@@ -245,6 +258,23 @@ variant_spec weight_gradient_spec(target_arch arch, std::int32_t num_ranks, std:
     return s;
 }
 
+variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
+                                    dtype type, scale_type scales) {
+    variant_spec s = scatter_spec(arch, exchange_kind::lsa, num_ranks, hidden, topk, type, type, scales);
+    s.kind = kernel_kind::exchange_dispatch;
+    s.threads = 0;
+    // A warp waits for a line's place and flag before it moves the row: several share the stages, three each.
+    s.movers = std::clamp(s.stages / 3, 1, 8);
+    return s;
+}
+
+variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
+                                   dtype type) {
+    variant_spec s = row_sum_spec(arch, num_ranks, hidden, topk, type);
+    s.kind = kernel_kind::exchange_combine;
+    return s;
+}
+
 std::vector<variant_spec> list_variants(const variant_request& request) {
     std::vector<variant_spec> list;
     for (const target_arch arch : request.archs) {
@@ -276,6 +306,10 @@ std::vector<variant_spec> run_variants(const run_request& r) {
         // Rows cross as they were quantised, or as they came where every row gets a weight before it is quantised.
         scatter(r.wire, r.wire, r.scales);
         scatter(r.input, r.input, scale_type::none);
+    }
+    if (r.exchange == exchange_kind::lsa) {
+        append_dispatch(list, exchange_dispatch_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.wire, r.scales));
+        list.push_back(exchange_combine_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.combine));
     }
     list.push_back(gather_spec(r.arch, r.exchange, r.num_ranks, r.hidden, r.topk, r.combine));
     if (r.backward) {

@@ -6,8 +6,9 @@
 namespace epjit::jit {
 namespace {
 
-constexpr std::string_view roots[] = {"plan/plan.cuh", "rows/scatter.cuh", "rows/gather.cuh",
-                                      "rows/weight_gradient.cuh", "plan/exchange_plan.cuh", "exchange/exchange.cuh"};
+constexpr std::string_view roots[] = {
+    "plan/plan.cuh",          "rows/scatter.cuh",      "rows/gather.cuh",       "rows/weight_gradient.cuh",
+    "plan/exchange_plan.cuh", "exchange/exchange.cuh", "exchange/dispatch.cuh", "exchange/combine.cuh"};
 
 constexpr program_kernel plan_kernel{"plan_kernel", "epjit::templates::plan_kernel<epjit::templates::config>"};
 constexpr program_kernel scatter_kernel{"scatter_kernel", "epjit::templates::scatter_kernel<epjit::templates::config>"};
@@ -22,6 +23,9 @@ constexpr program_kernel exchange_plan_kernel{"exchange_plan_kernel",
 constexpr program_kernel sync_kernel{"sync_kernel", "epjit::templates::sync_kernel<epjit::templates::config>"};
 constexpr program_kernel send_weights_kernel{"send_weights_kernel",
                                              "epjit::templates::send_weights_kernel<epjit::templates::config>"};
+constexpr program_kernel dispatch_kernel{"dispatch_kernel",
+                                         "epjit::templates::dispatch_kernel<epjit::templates::config>"};
+constexpr program_kernel combine_kernel{"combine_kernel", "epjit::templates::combine_kernel<epjit::templates::config>"};
 constexpr program_kernel return_rows_kernel{"return_rows_kernel",
                                             "epjit::templates::return_rows_kernel<epjit::templates::config>"};
 
@@ -57,14 +61,16 @@ std::string config_text(const variant_spec& s) {
             return fmt::format("exchange_kernels_config config{{\n    .num_ranks = {},\n    .topk = {},\n}};\n",
                                s.num_ranks, s.topk);
         case kernel_kind::permute_dispatch:
+        case kernel_kind::exchange_dispatch:
             return fmt::format(
                 "scatter_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
                 "    .input = {},\n    .output = {},\n    .scales = {},\n    .threads = {},\n    .stages = "
-                "{},\n}};\n",
+                "{},\n    .movers = {},\n}};\n",
                 s.hidden, s.num_ranks, s.topk, element_text(s.input), element_text(s.output), scale_text(s.scales),
-                s.threads, s.stages);
+                s.threads, s.stages, s.movers);
         case kernel_kind::unpermute_combine:
         case kernel_kind::weight_gradient:
+        case kernel_kind::exchange_combine:
             return fmt::format(
                 "gather_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
                 "    .type = {},\n    .threads = {},\n}};\n",
@@ -81,6 +87,8 @@ std::vector<program_kernel> kernels_of(const variant_spec& s) {
         case kernel_kind::unpermute_combine: return {gather_kernel};
         case kernel_kind::weight_gradient: return {weight_gradient_kernel};
         case kernel_kind::exchange_plan: return {exchange_plan_kernel};
+        case kernel_kind::exchange_dispatch: return {dispatch_kernel};
+        case kernel_kind::exchange_combine: return {combine_kernel};
         case kernel_kind::exchange_helpers: return {sync_kernel, send_weights_kernel, return_rows_kernel};
     }
     return {};
@@ -100,6 +108,8 @@ std::string_view template_root(kernel_kind kind) noexcept {
         case kernel_kind::weight_gradient: return roots[3];
         case kernel_kind::exchange_plan: return roots[4];
         case kernel_kind::exchange_helpers: return roots[5];
+        case kernel_kind::exchange_dispatch: return roots[6];
+        case kernel_kind::exchange_combine: return roots[7];
     }
     return roots[0];
 }

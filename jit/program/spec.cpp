@@ -18,6 +18,8 @@ std::string_view name(kernel_kind kind) noexcept {
         case kernel_kind::weight_gradient: return "weight_gradient";
         case kernel_kind::exchange_plan: return "exchange_plan";
         case kernel_kind::exchange_helpers: return "exchange_helpers";
+        case kernel_kind::exchange_dispatch: return "exchange_dispatch";
+        case kernel_kind::exchange_combine: return "exchange_combine";
     }
     return "?";
 }
@@ -76,8 +78,11 @@ std::string describe(const variant_spec& s) {
         add("scales", name(s.scales));
     }
     add("threads", s.threads);
-    if (s.kind == kernel_kind::permute_dispatch) {
+    if (s.kind == kernel_kind::permute_dispatch || s.kind == kernel_kind::exchange_dispatch) {
         add("stages", s.stages);
+        if (s.movers != 0) {
+            add("movers", s.movers);
+        }
     }
     return text;
 }
@@ -89,7 +94,7 @@ digest variant_key(const variant_spec& s, const template_set& templates) {
     hasher.add(s.kind).add(s.exchange).add(s.arch.number).add(s.arch.suffix);
     hasher.add(s.input).add(s.output).add(s.scales).add(s.sparse);
     hasher.add(s.hidden).add(s.num_experts).add(s.num_slots).add(s.num_ranks).add(s.topk);
-    hasher.add(s.threads).add(s.stages);
+    hasher.add(s.threads).add(s.stages).add(s.movers);
     // The generated source too: a change of the generator then needs no thought of the schema number.
     hasher.add(std::string_view(program_name)).add(p.source).add(p.options.size());
     for (const std::string& option : p.options) {

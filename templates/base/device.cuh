@@ -44,6 +44,12 @@ __device__ __forceinline__ u32 ld_relaxed_gpu(const u32* p) {
     return v;
 }
 
+__device__ __forceinline__ u32 ld_acquire_sys(const u32* p) {
+    u32 v;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
 __device__ __forceinline__ u64 ld_relaxed_sys_64(const u64* p) {
     u64 v;
     asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
@@ -108,6 +114,11 @@ __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
         "}" ::"r"(shared_address(barrier)),
         "r"(parity)
         : "memory");
+}
+
+/// Orders what ordinary accesses of this thread have seen before its copies that follow.
+__device__ __forceinline__ void fence_proxy_async() {
+    asm volatile("fence.proxy.async;" ::: "memory");
 }
 
 /// Global to shared, completing on `barrier`.

@@ -10,8 +10,8 @@ namespace epjit::templates {
 #if defined(__CUDACC__)
 
 /// Notes the failure, once, and tells every peer. Called by one thread.
-__device__ inline void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer,
-                                     u32 expected, u64 seen) {
+__device__ inline void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer, u32 expected,
+                                     u64 seen) {
     if (atomicExch(&link.control->failed, 1u) != 0) {
         return;
     }
@@ -28,7 +28,8 @@ __device__ inline void fail_exchange(const rank_link& link, failure_kind kind, l
 #pragma unroll 1
     for (i32 p = 0; p < link.num_ranks; ++p) {
         if (link.peers[p] != nullptr) {
-            st_release_sys_64(reinterpret_cast<u64*>(link.peers[p] + window_poison_offset), static_cast<u64>(link.me) + 1);
+            st_release_sys_64(reinterpret_cast<u64*>(link.peers[p] + window_poison_offset),
+                              static_cast<u64>(link.me) + 1);
         }
     }
 }
@@ -52,7 +53,8 @@ __device__ __forceinline__ void signal_step(const rank_link& link, i32 peer, u32
     st_release_sys_64(word, step_word(step, op));
 }
 
-/// Waits until `peer` has taken the step. False: it did not, or took another one; the exchange has failed.
+/// Waits until `peer` has taken the step, whatever it was where `op` is none. False: it did not, or took another one;
+/// the exchange has failed.
 __device__ inline bool wait_step(const rank_link& link, i32 peer, u32 step, lane_op op) {
     const u64* word = link.words + peer;
     u64 seen = ld_acquire_sys_64(word);
@@ -76,7 +78,7 @@ __device__ inline bool wait_step(const rank_link& link, i32 peer, u32 step, lane
             }
         }
     }
-    if (static_cast<u32>(seen >> 32) == step && static_cast<u32>(seen) != static_cast<u32>(op)) {
+    if (op != lane_op::none && static_cast<u32>(seen >> 32) == step && static_cast<u32>(seen) != static_cast<u32>(op)) {
         fail_exchange(link, failure_kind::mismatch, op, peer, step, seen);
         return false;
     }
@@ -89,7 +91,7 @@ __device__ inline bool wait_all(const rank_link& link, u32 step, lane_op op, boo
     bool ok = true;
 #pragma unroll 1
     for (i32 p = static_cast<i32>(threadIdx.x); p < link.num_ranks; p += static_cast<i32>(blockDim.x)) {
-        if (p != link.me || own_too) {
+        if (p != link.me ? link.peers[p] != nullptr : own_too) {
             ok = wait_step(link, p, step, op) && ok;
         }
     }

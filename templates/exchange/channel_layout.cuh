@@ -23,6 +23,10 @@ enum class lane_op : i32 {
 /// Memory of a lane that peers write. Its next writers wait until the last contents have been read everywhere.
 enum class lane_area : i32 { rows = 0, weights = 1, partials = 2, scalars = 3 };
 inline constexpr i32 lane_areas = 4;
+
+EPJIT_SHARED constexpr u32 area_bit(lane_area area) {
+    return 1u << static_cast<i32>(area);
+}
 inline constexpr i32 max_lanes = 2;
 
 /// A step of one rank: the number of steps it has taken on the lane, and what the last one was.
@@ -38,9 +42,9 @@ struct exchange_control {
     u64 first_limit_ns;  ///< of the first steps of a lane
     u64 limit_ns;
     struct lane {
-        u32 step;                    ///< steps taken; every rank counts the same ones
-        u32 area_step[lane_areas];   ///< step that filled the area last
-        u32 reserved;
+        u32 step;                   ///< steps taken; every rank counts the same ones
+        u32 area_step[lane_areas];  ///< a rank that has taken this step has read the area
+        u32 leaving;                ///< blocks of the running kernel that are done; zero between kernels
     } lanes[max_lanes];
 };
 static_assert(sizeof(exchange_control) == 24 + 2 * 24);
@@ -76,8 +80,8 @@ struct rank_link {
     exchange_control* control;
     failure_record* record;
     u8* const* peers;  ///< [R] device memory: every rank's window as mapped here, null where there is none
-    u64* words;   ///< [R] of the lane, in the own window
-    u64* poison;  ///< in the own window
+    u64* words;        ///< [R] of the lane, in the own window
+    u64* poison;       ///< in the own window
     i32 me;
     i32 num_ranks;
     i32 lane;
@@ -89,13 +93,22 @@ static_assert(sizeof(rank_link) == 56);
 struct sync_args {
     rank_link link;
     lane_op op;
-    i32 signal;       ///< take the step: everything before on the stream is visible to a peer that sees it
-    i32 wait;         ///< until every rank has taken it
-    i32 area;         ///< that the step fills, or -1
-    i32 only_unread;  ///< a barrier, and only when nothing came after the step that filled the area
+    i32 wait_area;  ///< first: until every rank has read this area's last contents; -1: no area
+    i32 signal;     ///< take a step: everything before on the stream is visible to a peer that sees it
+    i32 read_area;  ///< whoever has taken the step has read this area; -1: no area
+    i32 wait;       ///< until every rank has taken the lane's last step
     i32 reserved;
 };
 static_assert(sizeof(sync_args) == 80);
+
+/// Flags in a window that tell which chunks of rows have arrived: [R, stride], a row for every source.
+struct chunk_flags {
+    u32* own;
+    i64 offset;  ///< in every window
+    i32 stride;
+    i32 reserved;
+};
+static_assert(sizeof(chunk_flags) == 24);
 
 /// Compile-time shape of the exchange's helpers.
 struct exchange_kernels_config {

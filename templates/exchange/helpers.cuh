@@ -7,6 +7,7 @@
 
 #include "base/convert.cuh"
 #include "base/device.cuh"
+#include "exchange/flags.cuh"
 #include "exchange/helpers_layout.cuh"
 #include "rows/row_list.cuh"
 
@@ -19,19 +20,29 @@ inline constexpr i32 helper_threads = 256;
 template <exchange_kernels_config Config>
 __global__ void __launch_bounds__(helper_threads)
     send_weights_kernel(const __grid_constant__ send_weights_args<Config.num_ranks> args) {
-    if (args.failed != nullptr && *args.failed != 0) {
+    if (__syncthreads_or(exchange_failed(args.link, args.op) ? 1 : 0) != 0) {
+        return;
+    }
+    const auto& lane = args.link.control->lanes[args.link.lane];
+    const u32 step = lane.step + 1;
+    // The ranks that get the weights have read the last ones.
+    if (args.op != lane_op::none &&
+        !wait_all(args.link, lane.area_step[static_cast<i32>(lane_area::weights)], lane_op::none, false)) {
         return;
     }
     const i64 size = static_cast<i64>(args.num_tokens) * Config.topk;
-    const i64 step = static_cast<i64>(gridDim.x) * helper_threads;
+    const i64 stride = static_cast<i64>(gridDim.x) * helper_threads;
 #pragma unroll 1
-    for (i64 i = static_cast<i64>(blockIdx.x) * helper_threads + threadIdx.x; i < size; i += step) {
+    for (i64 i = static_cast<i64>(blockIdx.x) * helper_threads + threadIdx.x; i < size; i += stride) {
         const plan_entry entry = args.entries[i];
         if (entry.rank != no_rank) {
             const i64 token = i / Config.topk;
             args.to[entry.rank][static_cast<i64>(args.positions[i]) * Config.topk + i % Config.topk] =
                 args.weights[token * args.weight_columns + entry.column];
         }
+    }
+    if (args.op != lane_op::none) {
+        leave_step(args.link, step, args.op, 0);
     }
 }
 

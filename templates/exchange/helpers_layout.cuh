@@ -13,11 +13,13 @@ struct send_weights_head {
     const plan_entry* entries;  ///< [T,K]
     const i32* positions;       ///< [T,K]
     const float* weights;       ///< [T, weight_columns]
-    const u32* failed;
+    rank_link link;
     i32 num_tokens;
     i32 weight_columns;
+    lane_op op;  ///< of the step that the kernel takes; none: it takes none
+    i32 reserved;
 };
-static_assert(sizeof(send_weights_head) == 40);
+static_assert(sizeof(send_weights_head) == 24 + 56 + 16);
 
 template <i32 NumRanks>
 struct send_weights_args : send_weights_head {

@@ -19,34 +19,30 @@ __global__ void __launch_bounds__(64) sync_kernel(const __grid_constant__ sync_a
     }
     auto& lane = link.control->lanes[link.lane];
     u32 step = lane.step;
-    lane_op op = args.op;
-    bool signal = args.signal != 0;
-    bool wait = args.wait != 0;
-    if (args.only_unread != 0) {
-        if (step != lane.area_step[args.area]) {
+    if (args.wait_area >= 0) {
+        // Any step may follow the one that is waited for: only its number counts.
+        if (!wait_all(link, lane.area_step[args.wait_area], lane_op::none, false)) {
             return;
         }
-        op = lane_op::barrier;
-        signal = wait = true;
     }
     __syncthreads();
-    if (signal) {
+    if (args.signal != 0) {
         ++step;
         if (threadIdx.x == 0) {
             lane.step = step;
-            if (args.area >= 0 && args.only_unread == 0) {
-                lane.area_step[args.area] = step;
+            if (args.read_area >= 0) {
+                lane.area_step[args.read_area] = step;
             }
         }
 #pragma unroll 1
         for (i32 p = static_cast<i32>(threadIdx.x); p < link.num_ranks; p += 64) {
-            if (p != link.me) {
-                signal_step(link, p, step, op);
+            if (p != link.me && link.peers[p] != nullptr) {
+                signal_step(link, p, step, args.op);
             }
         }
     }
-    if (wait) {
-        wait_all(link, step, op, false);
+    if (args.wait != 0) {
+        wait_all(link, step, args.op, false);
     }
 }
 

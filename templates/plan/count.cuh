@@ -14,9 +14,9 @@ namespace epjit::templates {
 template <plan_config Config>
 struct plan_shared {
     static constexpr i32 keys = plan_keys(Config);
-    u64* masks;     ///< [keys] tokens of the current tile that have the key
-    u32* counts;    ///< [keys] rows of the key in this block's tokens before the tile; later the rows before this block
-    i32* bases;     ///< [keys] first row of the key; before that, the totals over all blocks
+    u64* masks;   ///< [keys] tokens of the current tile that have the key
+    u32* counts;  ///< [keys] rows of the key in this block's tokens before the tile; later the rows before this block
+    i32* bases;   ///< [keys] first row of the key; before that, the totals over all blocks
     i32* lines_before;  ///< exchange: [R] lines that the ranks before this one send to each rank
     u16* tile_ids;      ///< sparse: [plan_tile_tokens, K] experts, no_slot filled
 
@@ -232,9 +232,8 @@ __device__ void count_tokens(const Args& args, plan_shared<Config>& shared, i32 
                 if constexpr (Config.exchange) {
                     const i32 key = Config.num_slots + c.rank;
                     args.positions[index] =
-                        c.slot == no_slot
-                            ? -1
-                            : static_cast<i32>(shared.counts[key]) + __popcll(shared.masks[key] & before);
+                        c.slot == no_slot ? -1
+                                          : static_cast<i32>(shared.counts[key]) + __popcll(shared.masks[key] & before);
                 }
                 args.entries[index] = entry;
                 args.entry_slots[index] = c.slot;

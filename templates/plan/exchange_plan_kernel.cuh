@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One real rank's part of a plan: its tokens are counted, the counts of all ranks exchanged, its tokens placed, and each
-// destination told of the lines it will get.
+// One real rank's part of a plan: its tokens are counted, the counts of all ranks exchanged, its tokens placed, and
+// each destination told of the lines it will get.
 //
 // Cost model, T tokens on this rank, R ranks, Q keys: the counts' flight (4*(Q+8) bytes to every rank) and the lines'
 // (line_bytes a token and rank) beside plan_kernel's own work on T tokens, not R*T. Launches: 1 where peers' memory can

@@ -63,14 +63,14 @@ EPJIT_SHARED constexpr i32 plan_blocks(i32 num_tokens, i32 max_blocks) {
 
 /// Counters that the device raises and the host reports at its next call. One per plan, the same on every rank.
 struct plan_status {
-    u32 bad_ids;        ///< ids outside [0, E) other than -1, treated as -1
-    u32 duplicate_ids;  ///< later occurrences of an expert within one token, treated as -1
-    u32 excess_ids;     ///< set bits of a sparse row beyond the K-th, ignored
-    u32 dropped_rows;   ///< (token, slot) pairs, or flat rows, that did not fit the capacity
-    u32 timed_out;      ///< non-zero when a grid barrier gave up: the plan is unusable
-    u32 refusing_rank;  ///< exchange: 1 + the first rank that brought tokens it may not bring, else 0
-    u32 refused_tokens; ///< of that rank
-    u32 ready;          ///< the plan's sequence number, written last with system scope
+    u32 bad_ids;         ///< ids outside [0, E) other than -1, treated as -1
+    u32 duplicate_ids;   ///< later occurrences of an expert within one token, treated as -1
+    u32 excess_ids;      ///< set bits of a sparse row beyond the K-th, ignored
+    u32 dropped_rows;    ///< (token, slot) pairs, or flat rows, that did not fit the capacity
+    u32 timed_out;       ///< non-zero when a grid barrier gave up: the plan is unusable
+    u32 refusing_rank;   ///< exchange: 1 + the first rank that brought tokens it may not bring, else 0
+    u32 refused_tokens;  ///< of that rank
+    u32 ready;           ///< the plan's sequence number, written last with system scope
 };
 static_assert(sizeof(plan_status) == 32);
 
@@ -105,8 +105,8 @@ struct plan_head {
 
     // Pinned host memory.
     plan_status* host_status;
-    i32* host_counts;  ///< exact: [S] slot counts then [R] rank_rows; of an exchange then [R] lines sent to each rank and
-                       ///< [R] received from each; null in static mode
+    i32* host_counts;  ///< exact: [S] slot counts then [R] rank_rows; of an exchange then [R] lines sent to each rank
+                       ///< and [R] received from each; null in static mode
 
     u64 timeout_ns;  ///< limit of the grid barrier
     i32 num_tokens;  ///< of all ranks
@@ -126,9 +126,9 @@ struct plan_args : plan_head {
 static_assert(sizeof(plan_args<max_driven_ranks>) == 144 + 24 * 64);
 
 /// A token that travels to a rank is a line of that rank's list from the source, at the position of its order among the
-/// source's tokens that go there. What the destination must know of it: i32 token, i32 rows[K], u16 slots[K]. Entry j is
-/// the token's j-th in ascending slot order: `rows[j]` is its place in the destination's output, -1 when dropped or not
-/// for this rank; `slots[j]` the destination's local slot, no_slot when not for this rank.
+/// source's tokens that go there. What the destination must know of it: i32 token, i32 rows[K], u16 slots[K]. Entry j
+/// is the token's j-th in ascending slot order: `rows[j]` is its place in the destination's output, -1 when dropped or
+/// not for this rank; `slots[j]` the destination's local slot, no_slot when not for this rank.
 EPJIT_SHARED constexpr i32 line_bytes(i32 topk) {
     return ceil_div(4 + 6 * topk, 16) * 16;
 }

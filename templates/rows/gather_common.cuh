@@ -26,19 +26,12 @@ struct row_terms {
     u8* output;
 };
 
-/// Called by one whole warp for the list's token `token`; lane k resolves entry k. Entries come in ascending (rank, slot)
-/// order.
+/// Orders a token's rows and marks where sums close; called by one whole warp. Lane k has entry k, in ascending (rank,
+/// slot) order; `used` says which lanes have a row. Each used lane fills in row and weight of the term it is given.
 template <gather_config Config, class Args>
-__device__ inline void resolve_terms(const Args& args, i32 token, i32 rank, row_terms<Config>& out) {
+__device__ __forceinline__ row_term* order_term(const Args& args, bool used, u16 entry_rank, row_terms<Config>& out) {
     const i32 lane = static_cast<i32>(lane_idx());
-    const gather_rank& owner = args.ranks[rank];
-    const i32 in_source = list_local_of(args, token, rank);
-    const i64 local = in_source;
-    const plan_entry entry = read_listed_entry<Config.topk>(args, token, rank, in_source).entry;
-    const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
-    // On the flat layout a rank has one row of the token, which several entries name.
-    const bool used = entry.row >= 0 && (args.layout != row_layout::flat || lane == 0 || previous != entry.rank);
-    const i32 host = used && args.order == sum_order::per_host ? args.ranks[entry.rank].host : 0;
+    const i32 host = used && args.order == sum_order::per_host ? args.ranks[entry_rank].host : 0;
     const i32 order_key = used ? host : 0x7fffffff;
     i32 place = 0;
     if (args.order == sum_order::per_host) {
@@ -51,22 +44,41 @@ __device__ inline void resolve_terms(const Args& args, i32 token, i32 rank, row_
         place = __popc(__ballot_sync(full_warp, used) & ((1u << lane) - 1));
     }
     // Boundaries: is there an earlier used row of the same rank, of the same host?
-    const u32 same_rank = __match_any_sync(full_warp, used ? static_cast<u32>(entry.rank) : 0x10000u | lane);
+    const u32 same_rank = __match_any_sync(full_warp, used ? static_cast<u32>(entry_rank) : 0x10000u | lane);
     const u32 same_host = __match_any_sync(full_warp, used ? static_cast<u32>(host) : 0x80000000u | lane);
     const u32 below = (1u << lane) - 1;
-    if (used) {
-        const gather_rank& holder = args.ranks[entry.rank];
-        row_term& term = out.term[place];
-        term.row = static_cast<const u8*>(holder.rows) + entry.row * holder.row_stride;
-        term.weight = owner.weights != nullptr ? owner.weights[local * args.weight_columns + entry.column] : 1.0f;
-        const bool new_rank = (same_rank & below) == 0;
-        const bool new_host = (same_host & below) == 0;
-        const bool host_starts = new_host || args.order == sum_order::per_rank;
-        term.boundary = args.order == sum_order::per_row || !new_rank ? 0 : host_starts ? 2 : 1;
-    }
     const i32 count = __popc(__ballot_sync(full_warp, used));
     if (lane == 0) {
         out.count = count;
+    }
+    if (!used) {
+        return nullptr;
+    }
+    const bool new_rank = (same_rank & below) == 0;
+    const bool new_host = (same_host & below) == 0;
+    const bool host_starts = new_host || args.order == sum_order::per_rank;
+    row_term& term = out.term[place];
+    term.boundary = args.order == sum_order::per_row || !new_rank ? 0 : host_starts ? 2 : 1;
+    return &term;
+}
+
+/// Called by one whole warp for the list's token `token`; lane k resolves entry k.
+template <gather_config Config, class Args>
+__device__ inline void resolve_terms(const Args& args, i32 token, i32 rank, row_terms<Config>& out) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    const gather_rank& owner = args.ranks[rank];
+    const i32 in_source = list_local_of(args, token, rank);
+    const i64 local = in_source;
+    const plan_entry entry = read_listed_entry<Config.topk>(args, token, rank, in_source).entry;
+    const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
+    // On the flat layout a rank has one row of the token, which several entries name.
+    const bool used = entry.row >= 0 && (args.layout != row_layout::flat || lane == 0 || previous != entry.rank);
+    if (row_term* term = order_term<Config>(args, used, entry.rank, out); term != nullptr) {
+        const gather_rank& holder = args.ranks[entry.rank];
+        term->row = static_cast<const u8*>(holder.rows) + entry.row * holder.row_stride;
+        term->weight = owner.weights != nullptr ? owner.weights[local * args.weight_columns + entry.column] : 1.0f;
+    }
+    if (lane == 0) {
         out.output = static_cast<u8*>(owner.output) +
                      static_cast<i64>(list_row_of<Config.topk>(args, rank, in_source)) * owner.output_stride;
     }

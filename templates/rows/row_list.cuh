@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tokens a kernel works on, and how their entries are read: the tokens of a table of ranks, or the lines that have
-// reached one rank.
+// Which tokens a kernel works on, and how their entries are read: the tokens of a table of ranks, or the lines that
+// have reached one rank.
 #pragma once
 
 #include "base/device.cuh"
@@ -53,7 +53,8 @@ __device__ __forceinline__ i32 list_token_of(const Args& args, i32 rank, i32 loc
 /// Row of the token in its source's tensor of inputs (or of outputs): see by_token of the per-rank tables.
 template <i32 TopK, class Args>
 __device__ __forceinline__ i32 list_row_of(const Args& args, i32 rank, i32 local) {
-    return args.list.lines != nullptr && args.ranks[rank].by_token != 0 ? list_token_of<TopK>(args, rank, local) : local;
+    return args.list.lines != nullptr && args.ranks[rank].by_token != 0 ? list_token_of<TopK>(args, rank, local)
+                                                                        : local;
 }
 
 struct listed_entry {
@@ -90,9 +91,7 @@ __device__ __forceinline__ listed_entry read_listed_entry(const Args& args, i32 
         case row_numbering::entry:
             e.entry.row = e.entry.row < 0 ? -1 : (local - args.list.first_token) * TopK + lane;
             break;
-        default:
-            e.entry.row = e.entry.row < 0 ? -1 : args.list.positions[index] * TopK + lane;
-            break;
+        default: e.entry.row = e.entry.row < 0 ? -1 : args.list.positions[index] * TopK + lane; break;
     }
     if (e.entry.rank == args.list.skip_rank) {
         e.entry.row = -1;

@@ -9,11 +9,11 @@ namespace epjit::templates {
 
 /// How rows of the plan become rows of memory.
 enum class row_numbering : i32 {
-    plan = 0,      ///< as the plan's entries say
-    position = 1,  ///< the position of the token's line in its rank's list
-    token = 2,     ///< the token's own number
-    entry = 3,     ///< K rows a token, one an entry, counted from `first_token`
-    line_entry = 4 ///< K rows a line, one an entry
+    plan = 0,       ///< as the plan's entries say
+    position = 1,   ///< the position of the token's line in its rank's list
+    token = 2,      ///< the token's own number
+    entry = 3,      ///< K rows a token, one an entry, counted from `first_token`
+    line_entry = 4  ///< K rows a line, one an entry
 };
 
 /// Which tokens a kernel works on. Without `lines` they are those of the per-rank table. With them they are the lines
@@ -26,10 +26,10 @@ struct row_list {
     i32 list_stride;
     i32 me;
     row_numbering numbering;
-    i32 skip_rank;     ///< scatter: rank whose rows are not written, or -1
-    i32 first_token;   ///< first token of the window that is worked on, row_numbering::entry
-    i32 window;        ///< tokens of it; 0: all
-    i32 num_ranks;     ///< R
+    i32 skip_rank;    ///< scatter: rank whose rows are not written, or -1
+    i32 first_token;  ///< first token of the window that is worked on, row_numbering::entry
+    i32 window;       ///< tokens of it; 0: all
+    i32 num_ranks;    ///< R
     i32 reserved;
 };
 static_assert(sizeof(row_list) == 64);
@@ -44,12 +44,13 @@ struct scatter_config {
     group_scale scales;  ///< fp8 output: scales written (quantiser) or passed through
     i32 threads;         ///< per block of the general kernel
     i32 stages;          ///< rows in flight of the bulk-copy kernel; 0 where it does not exist
+    i32 movers;          ///< warps that share them; 0: by the number of stages
 };
 
 /// Warps of a bulk-copy block that move rows, each with stages / movers rows in flight; one more warp fills the rows
 /// that no token has.
 EPJIT_SHARED constexpr i32 scatter_movers(const scatter_config& c) {
-    return c.stages >= 36 ? 4 : c.stages >= 20 ? 2 : 1;
+    return c.movers != 0 ? c.movers : c.stages >= 36 ? 4 : c.stages >= 20 ? 2 : 1;
 }
 
 EPJIT_SHARED constexpr i32 scatter_bulk_threads(const scatter_config& c) {
@@ -88,10 +89,12 @@ struct scatter_rank {
     i32 output_scale_stride;
     i32 first_token;  ///< global index of token 0
     i32 num_tokens;
-    i32 capacity;  ///< rows (masked: rows per slot)
-    i32 by_token;  ///< with lines: rows of `input` are numbered by token, not by position
+    i32 capacity;            ///< rows (masked: rows per slot)
+    i32 by_token;            ///< with lines: rows of `input` are numbered by token, not by position
+    i32 own_weight_columns;  ///< with lines: non-zero where `weights` are the caller's own, by token: their row length
+    i32 reserved;
 };
-static_assert(sizeof(scatter_rank) == 112);
+static_assert(sizeof(scatter_rank) == 120);
 
 struct scatter_head {
     row_list list;
@@ -104,10 +107,10 @@ struct scatter_head {
     i32 num_tokens;
     i32 weight_columns;  ///< row length of weights: K (dense and lines) or E (sparse)
     row_layout layout;
-    i32 weigh_input;   ///< multiply each row by its weight before it is written
-    i32 zero_padding;  ///< clear rows between a segment's count and its aligned end
-    i32 zero_tail;     ///< clear everything beyond the data up to the capacity
-    i32 vector_bytes;  ///< widest access that every pointer and stride allows: 16, 8, 4, 2 or 1
+    i32 weigh_input;      ///< multiply each row by its weight before it is written
+    i32 zero_padding;     ///< clear rows between a segment's count and its aligned end
+    i32 zero_tail;        ///< clear everything beyond the data up to the capacity
+    i32 vector_bytes;     ///< widest access that every pointer and stride allows: 16, 8, 4, 2 or 1
     i32 fill_first_slot;  ///< slots whose padding or tail this launch fills: [first, last)
     i32 fill_last_slot;
     i32 fill_first_rank;  ///< ranks whose rows beyond the data it fills

@@ -29,10 +29,13 @@ class row_mover {
     template <class Args>
     __device__ __forceinline__ void load(const Args& args, i32 token) {
         load_rank_ = list_rank_of(args, token, load_rank_);
+        const scatter_rank& from = args.ranks[load_rank_];
+        const i32 source = list_row_of<Config.topk>(args, load_rank_, list_local_of(args, token, load_rank_));
+        load_row(static_cast<const u8*>(from.input) + static_cast<i64>(source) * from.input_stride);
+    }
+
+    __device__ __forceinline__ void load_row(const u8* row) {
         if (lane_idx() == 0) {
-            const scatter_rank& from = args.ranks[load_rank_];
-            const i32 source = list_row_of<Config.topk>(args, load_rank_, list_local_of(args, token, load_rank_));
-            const u8* row = static_cast<const u8*>(from.input) + static_cast<i64>(source) * from.input_stride;
             mbarrier_arrive_expect(&barriers_[load_stage_], row_bytes);
             bulk_load(rows_ + load_stage_ * row_bytes, row, row_bytes, &barriers_[load_stage_]);
         }

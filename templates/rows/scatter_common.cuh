@@ -38,9 +38,14 @@ __device__ __forceinline__ token_entries read_entries(const Args& args, i32 toke
     t.entry = e.entry;
     if (lane < Config.topk) {
         t.slot = lines ? e.slot : args.entry_slots[static_cast<i64>(token) * Config.topk + lane];
-        const float* weights = args.ranks[rank].weights;
-        if (weights != nullptr && t.entry.rank != no_rank) {
-            t.weight = weights[static_cast<i64>(local) * args.weight_columns + t.entry.column];
+        const scatter_rank& from = args.ranks[rank];
+        if (from.weights != nullptr && t.entry.rank != no_rank) {
+            // Own lines may be given the caller's weights, where the column is the entry's.
+            const bool by_token = lines && from.own_weight_columns != 0;
+            const i64 row = by_token ? t.source_token : local;
+            const i32 column =
+                by_token ? args.entries[row * Config.topk + lane].column : static_cast<i32>(t.entry.column);
+            t.weight = from.weights[row * (by_token ? from.own_weight_columns : args.weight_columns) + column];
         }
     }
     const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);

@@ -76,8 +76,9 @@ __global__ void __launch_bounds__(Config.threads)
             if (holder.row_gradients != nullptr) {
                 gradient = holder.row_gradients[row];
             } else {
-                gradient = dot_rows<Config>(static_cast<const u8*>(owner.gradient) + gradient_row * owner.gradient_stride,
-                                            static_cast<const u8*>(holder.rows) + row * holder.row_stride);
+                gradient =
+                    dot_rows<Config>(static_cast<const u8*>(owner.gradient) + gradient_row * owner.gradient_stride,
+                                     static_cast<const u8*>(holder.rows) + row * holder.row_stride);
             }
             if (lane == 0) {
                 out[column] = gradient;

@@ -22,8 +22,11 @@ enum class kernel_kind : std::uint8_t {
     weight_gradient,    ///< backward: gradients of the routing weights
     exchange_plan,      ///< one real rank's part of a plan
     exchange_helpers,   ///< steps between real ranks, weights and rows on their way
+    exchange_dispatch,  ///< a whole dispatch through windows
+    exchange_combine,   ///< a whole combine through windows
 };
-/// "plan", "permute+dispatch", "unpermute+combine", "weight_gradient", "exchange_plan", "exchange_helpers".
+/// "plan", "permute+dispatch", "unpermute+combine", "weight_gradient", "exchange_plan", "exchange_helpers",
+/// "exchange_dispatch", "exchange_combine".
 std::string_view name(kernel_kind) noexcept;
 
 /// A real GPU target such as sm_90a; suffix is 'a', 'f' or 0.
@@ -55,6 +58,7 @@ struct variant_spec {
     // Tuning knobs.
     std::int32_t threads = 0;
     std::int32_t stages = 0;
+    std::int32_t movers = 0;  ///< warps that share the stages; 0: by their number
 
     friend auto operator<=>(const variant_spec&, const variant_spec&) = default;
 };

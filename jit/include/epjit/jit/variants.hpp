@@ -20,6 +20,12 @@ variant_spec exchange_plan_spec(target_arch arch, std::int32_t num_experts, std:
                                 std::int32_t num_ranks, std::int32_t topk, bool sparse);
 /// The small kernels between real ranks: steps, weights, rows on their way back.
 variant_spec exchange_helpers_spec(target_arch arch, std::int32_t num_ranks, std::int32_t topk);
+/// A whole dispatch, or combine, of one real rank through windows. Rows that pass through untouched; `stages` of a
+/// dispatch is 0 where bulk copies cannot move them: then there is no such program.
+variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
+                                    dtype type, scale_type scales);
+variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
+                                   dtype type);
 /// permute and dispatch on the ranks one GPU drives. `output` differs from `input` only for the fused quantiser
 /// (fp8_e4m3 with `scales`); an fp8 input passes through with `scales`. Runs of up to 8, 32 and 64 ranks share a
 /// program.
