@@ -159,14 +159,14 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
     args.lines_offset = way_->lines_offset(lane);
     const launchable& kernel = kernels().plan;
     // The grid may not depend on this rank's tokens alone where launches share block counts: it does not, all are here.
-    const std::int64_t blocks = templates::plan_blocks(plan.num_tokens, kernel.max_blocks);
+    const std::int64_t blocks = templates::exchange_plan_blocks(plan.num_tokens, kernel.max_blocks);
     if (way_->peers_written()) {
         args.phases = templates::plan_phase_count | templates::plan_phase_place | templates::plan_phase_finish;
-        launch(comm_, kernel, blocks, &args, stream, true);
+        launch(comm_, kernel, blocks, &args, stream, blocks > 1);
         return;
     }
     args.phases = templates::plan_phase_count;
-    launch(comm_, kernel, blocks, &args, stream, true);
+    launch(comm_, kernel, blocks, &args, stream, blocks > 1);
     way_->exchange_counts(lane, stream);
     args.phases = templates::plan_phase_place;
     launch(comm_, kernel, blocks, &args, stream);

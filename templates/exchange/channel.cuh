@@ -36,10 +36,11 @@ __device__ inline void fail_exchange(const rank_link& link, failure_kind kind, l
 
 /// True when the exchange has failed here or on a peer; any thread may ask at the start of a kernel.
 __device__ inline bool exchange_failed(const rank_link& link, lane_op op) {
-    if (ld_relaxed_gpu(&link.control->failed) != 0) {
+    const u32 failed = ld_relaxed_gpu(&link.control->failed);
+    const u64 poison = ld_relaxed_sys_64(link.poison);  // both at once: a kernel starts with this
+    if (failed != 0) {
         return true;
     }
-    const u64 poison = ld_relaxed_sys_64(link.poison);
     if (poison != 0) {
         fail_exchange(link, failure_kind::peer, op, static_cast<i32>(poison) - 1, 0, 0);
         return true;

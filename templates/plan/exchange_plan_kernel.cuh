@@ -114,9 +114,10 @@ __device__ void publish_sources(const Args& args) {
     args.line_first[Config.num_ranks] = lines;
 }
 
-/// Writes the lines of the block's tokens [first, last) to their destinations. Lanes share a token as in counting.
+/// Places the block's tokens [first, last) and writes their lines to their destinations. Lanes share a token as in
+/// counting.
 template <plan_config Config, class Args>
-__device__ void send_lines(const Args& args, i32 first, i32 last) {
+__device__ void place_lines(const Args& args, const plan_shared<Config>& shared, i32 first, i32 last) {
     using lanes = token_lanes<Config>;
     constexpr i32 group = lanes::value;
     const i32 k = static_cast<i32>(threadIdx.x) % group;
@@ -133,6 +134,11 @@ __device__ void send_lines(const Args& args, i32 first, i32 last) {
             entry = args.entries[index];
             position = args.positions[index];
             slot = args.entry_slots[index];
+            if (entry.rank != no_rank) {
+                place_entry(args, shared, entry, slot, position);
+                args.entries[index].row = entry.row;
+                args.positions[index] = position;
+            }
         }
         u32 previous = no_rank;
 #pragma unroll 1
@@ -236,7 +242,11 @@ __device__ void finish_plan(const Args& args, u32 step) {
         host->refusing_rank = sums.refusing_rank;
         host->refused_tokens = sums.refused_tokens;
         host->timed_out = 0;
-        st_release_sys(&host->ready, args.sequence);
+        if (args.host_counts != nullptr) {
+            st_release_sys(&host->ready, args.sequence);
+        } else {
+            host->ready = args.sequence;  // no host waits: the kernel's end is soon enough
+        }
     }
 }
 
@@ -315,9 +325,7 @@ __global__ void __launch_bounds__(Config.threads, 1)
             publish_counts(args, shared);
             publish_sources<Config>(args);
         }
-        place_tokens(args, shared, first, last);
-        __syncthreads();
-        send_lines<Config>(args, first, last);
+        place_lines(args, shared, first, last);
     }
     // The block that leaves last has seen every block's writes.
     if (grid_leave(args.barrier)) {

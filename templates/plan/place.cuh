@@ -165,6 +165,32 @@ __device__ void publish_counts(const Args& args, const plan_shared<Config>& shar
     }
 }
 
+/// Adds the row bases to one used entry and drops it when it lies beyond the capacity. `position`: of an exchange.
+template <plan_config Config, class Args>
+__device__ __forceinline__ void place_entry(const Args& args, const plan_shared<Config>& shared, plan_entry& entry,
+                                            i32 slot, i32& position) {
+    const i32 key = args.layout == row_layout::flat ? Config.num_slots + entry.rank : slot;
+    i32 row = entry.row + static_cast<i32>(shared.counts[key]);
+    const i32 capacity = capacity_of<Config>(args, entry.rank);
+    if constexpr (Config.exchange) {
+        if (args.layout == row_layout::flat) {
+            row += shared.lines_before[entry.rank];
+        }
+        position += static_cast<i32>(shared.counts[Config.num_slots + entry.rank]);
+    }
+    bool fits = row < capacity;
+    if (args.layout == row_layout::masked) {
+        row += (slot - args.rank_first[entry.rank]) * capacity;
+    } else if (args.layout == row_layout::expert_major) {
+        const i32* starts = reinterpret_cast<const i32*>(shared.masks);
+        row += starts[slot] - starts[args.rank_first[entry.rank]];
+        fits = row < capacity;
+    } else if (!fits && !Config.exchange) {
+        atomicAdd(&args.slot_counts[slot], -1);
+    }
+    entry.row = fits ? row : -1;
+}
+
 /// Adds the row bases to the entries of the block's tokens and drops what lies beyond the capacity. Each thread reads
 /// back entries that its own block wrote.
 template <plan_config Config, class Args>
@@ -176,27 +202,9 @@ __device__ void place_tokens(const Args& args, const plan_shared<Config>& shared
         if (entry.rank == no_rank) {
             continue;
         }
-        const i32 slot = args.entry_slots[i];
-        const i32 key = args.layout == row_layout::flat ? Config.num_slots + entry.rank : slot;
-        i32 row = entry.row + static_cast<i32>(shared.counts[key]);
-        const i32 capacity = capacity_of<Config>(args, entry.rank);
-        if constexpr (Config.exchange) {
-            if (args.layout == row_layout::flat) {
-                row += shared.lines_before[entry.rank];
-            }
-            args.positions[i] += static_cast<i32>(shared.counts[Config.num_slots + entry.rank]);
-        }
-        bool fits = row < capacity;
-        if (args.layout == row_layout::masked) {
-            row += (slot - args.rank_first[entry.rank]) * capacity;
-        } else if (args.layout == row_layout::expert_major) {
-            const i32* starts = reinterpret_cast<const i32*>(shared.masks);
-            row += starts[slot] - starts[args.rank_first[entry.rank]];
-            fits = row < capacity;
-        } else if (!fits && !Config.exchange) {
-            atomicAdd(&args.slot_counts[slot], -1);
-        }
-        args.entries[i].row = fits ? row : -1;
+        i32 position = 0;
+        place_entry(args, shared, entry, args.entry_slots[i], position);
+        args.entries[i].row = entry.row;
     }
 }
 

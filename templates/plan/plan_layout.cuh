@@ -61,6 +61,11 @@ EPJIT_SHARED constexpr i32 plan_blocks(i32 num_tokens, i32 max_blocks) {
     return max_of(1, min_of(ceil_div(num_tokens, plan_tile_tokens) + 1, max_blocks));
 }
 
+/// The same for a real rank: few tokens are one block's, which then waits for no other.
+EPJIT_SHARED constexpr i32 exchange_plan_blocks(i32 num_tokens, i32 max_blocks) {
+    return num_tokens <= plan_tile_tokens ? 1 : plan_blocks(num_tokens, max_blocks);
+}
+
 /// Counters that the device raises and the host reports at its next call. One per plan, the same on every rank.
 struct plan_status {
     u32 bad_ids;         ///< ids outside [0, E) other than -1, treated as -1
