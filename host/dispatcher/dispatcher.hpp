@@ -27,7 +27,9 @@ inline constexpr exchange_set built_exchanges = exchange_set{}
                                                     .with(exchange_kind::host)
                                                     .with(exchange_kind::loopback)
                                                     .with(exchange_kind::lsa)
-                                                    .with(exchange_kind::sendrecv);
+                                                    .with(exchange_kind::sendrecv)
+                                                    .with(exchange_kind::dense)
+                                                    .with(exchange_kind::hybrid);
 
 /// What all ranks agreed on when the communicator was made: equal on every rank.
 struct machine_facts {

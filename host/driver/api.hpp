@@ -68,6 +68,25 @@ enum class capture_mode : int { global = 0, thread_local_ = 1, relaxed = 2 };
 /// CUstreamCaptureStatus values.
 enum class capture_status : int { none = 0, active = 1, invalidated = 2 };
 
+/// CUDA_MEMCPY2D.
+struct cu_copy_2d {
+    std::size_t from_x = 0, from_y = 0;
+    int from_kind = 2;  ///< CU_MEMORYTYPE_DEVICE
+    const void* from_host = nullptr;
+    cu_pointer from = 0;
+    void* from_array = nullptr;
+    std::size_t from_pitch = 0;
+    std::size_t to_x = 0, to_y = 0;
+    int to_kind = 2;
+    void* to_host = nullptr;
+    cu_pointer to = 0;
+    void* to_array = nullptr;
+    std::size_t to_pitch = 0;
+    std::size_t width_bytes = 0, height = 0;
+};
+static_assert(sizeof(cu_copy_2d) == 128 && offsetof(cu_copy_2d, to_x) == 56 &&
+              offsetof(cu_copy_2d, width_bytes) == 112);
+
 inline constexpr unsigned host_alloc_portable = 1;
 inline constexpr unsigned host_alloc_mapped = 2;
 inline constexpr unsigned event_disable_timing = 2;
@@ -115,6 +134,7 @@ inline constexpr unsigned stream_non_blocking = 1;
     X(can_access_peer, "cuDeviceCanAccessPeer", int*, cu_device, cu_device)                                           \
     X(enable_peer_access, "cuCtxEnablePeerAccess", cu_context, unsigned)                                              \
     X(copy_to_peer, "cuMemcpyPeerAsync", cu_pointer, cu_context, cu_pointer, cu_context, std::size_t, stream_t)       \
+    X(copy_2d, "cuMemcpy2DAsync_v2", const cu_copy_2d*, stream_t)                                                     \
     X(fill_bytes, "cuMemsetD8Async", cu_pointer, unsigned char, std::size_t, stream_t)                                \
     X(stream_create, "cuStreamCreate", stream_t*, unsigned)                                                           \
     X(stream_destroy, "cuStreamDestroy_v2", stream_t)                                                                 \

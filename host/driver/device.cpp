@@ -281,6 +281,26 @@ void copy_on_device(const shared_context& context, void* to, const void* from, s
     context->api().check(context->api().copy_on_device(address(to), address(from), bytes, stream), "cuMemcpyDtoDAsync");
 }
 
+void copy_rows(const shared_context& context, void* to, std::int64_t to_stride, const void* from,
+               std::int64_t from_stride, std::int64_t bytes, std::int64_t rows, stream_t stream) {
+    if (bytes == 0 || rows == 0) {
+        return;
+    }
+    if (rows == 1 || (to_stride == bytes && from_stride == bytes)) {
+        copy_on_device(context, to, from, static_cast<std::size_t>(bytes * rows), stream);
+        return;
+    }
+    cu_copy_2d copy;
+    copy.from = address(from);
+    copy.from_pitch = static_cast<std::size_t>(from_stride);
+    copy.to = address(to);
+    copy.to_pitch = static_cast<std::size_t>(to_stride);
+    copy.width_bytes = static_cast<std::size_t>(bytes);
+    copy.height = static_cast<std::size_t>(rows);
+    const scoped_context current(*context);
+    context->api().check(context->api().copy_2d(&copy, stream), "cuMemcpy2DAsync");
+}
+
 void fill_bytes(const shared_context& context, void* device, unsigned char value, std::size_t bytes, stream_t stream) {
     if (bytes == 0) {
         return;

@@ -202,6 +202,9 @@ bool is_capturing(const shared_context& context, stream_t stream);
 void copy_to_device(const shared_context& context, void* device, const void* host, std::size_t bytes, stream_t stream);
 void copy_to_host(const shared_context& context, void* host, const void* device, std::size_t bytes, stream_t stream);
 void copy_on_device(const shared_context& context, void* to, const void* from, std::size_t bytes, stream_t stream);
+/// `rows` rows of `bytes` each, on the device; strides in bytes.
+void copy_rows(const shared_context& context, void* to, std::int64_t to_stride, const void* from,
+               std::int64_t from_stride, std::int64_t bytes, std::int64_t rows, stream_t stream);
 void fill_bytes(const shared_context& context, void* device, unsigned char value, std::size_t bytes, stream_t stream);
 void synchronize(const shared_context& context, stream_t stream);
 

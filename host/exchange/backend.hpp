@@ -5,6 +5,7 @@
 #pragma once
 
 #include "epjit/exchange.hpp"
+#include "epjit/lent_view.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -75,6 +76,8 @@ class backend {
     virtual void combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                                  stream_t stream) = 0;
     virtual void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) = 0;
+    /// @throws unsupported_error where rows do not arrive in memory of the exchange's.
+    virtual lent_view lend_rows(plan_state& p, int driven, int source);
 };
 
 struct runtime_state;

@@ -146,6 +146,11 @@ std::unique_ptr<host::backend> make_backend(exchange_state& state) {
 
 }  // namespace
 
+lent_view host::backend::lend_rows(plan_state&, int, int) {
+    throw unsupported_error("lend_rows: rows of this exchange never lie in memory of its own",
+                            "read the output that dispatch was given");
+}
+
 plan::plan() noexcept = default;
 plan::~plan() = default;
 plan::plan(plan&&) noexcept = default;
@@ -291,6 +296,17 @@ void exchange::weight_gradients(const plan& p, std::span<const weight_gradient_a
     host::validate_weight_gradients(state.config, ps, ranks);
     expect_idle(state, ps.options.lane, "weight_gradients");
     state.backend->weight_gradients(ps, ranks, stream);
+}
+
+lent_view exchange::lend_rows(const plan& p, int driven, int source) const {
+    exchange_state& state = live(state_);
+    plan_state& ps = owned(state, p, "lend_rows");
+    if (driven < 0 || driven >= state.config.num_driven) {
+        throw config_error(fmt::format("lend_rows of driven rank {}, there are {}", driven, state.config.num_driven),
+                           "pass an index from 0 up, below communicator::num_driven()");
+    }
+    expect_idle(state, ps.options.lane, "lend_rows");
+    return state.backend->lend_rows(ps, driven, source);
 }
 
 exchange_kind exchange::kind() const noexcept {

@@ -4,23 +4,6 @@
 #include <algorithm>
 
 namespace epjit::host {
-namespace {
-
-std::uint64_t bits_of(const void* pointer) noexcept {
-    return reinterpret_cast<std::uintptr_t>(pointer);
-}
-
-std::uint64_t bits_of(std::int64_t n) noexcept {
-    return static_cast<std::uint64_t>(n);
-}
-
-std::int32_t lane_of(const rank_plan& plan) noexcept {
-    return plan.options.lane;
-}
-
-std::int64_t line_stride(const rank_setting& s, travel_area area) noexcept {
-    return s.shape.line_bytes[static_cast<std::size_t>(area)];
-}
 
 templates::row_list own_tokens(const rank_setting& s, const rank_plan& plan, templates::row_numbering numbering) {
     templates::row_list list{};
@@ -32,20 +15,6 @@ templates::row_list own_tokens(const rank_setting& s, const rank_plan& plan, tem
     list.skip_rank = -1;
     list.num_ranks = s.config.num_ranks;
     return list;
-}
-
-templates::row_list arrived_lines(const rank_setting& s, const rank_plan& plan) {
-    templates::row_list list = own_tokens(s, plan, templates::row_numbering::plan);
-    list.lines = plan.lines;
-    list.line_first = plan.line_first;
-    return list;
-}
-
-/// The table's part that says whose tokens they are.
-template <class Args>
-void own_the_tokens(Args& args, const rank_setting& s, const rank_plan& plan) {
-    args.ranks[s.config.first_driven].num_tokens = plan.num_tokens;
-    args.num_tokens = plan.num_tokens;
 }
 
 void start(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list) {
@@ -73,6 +42,38 @@ void start(gather_kernel_args& args, const rank_setting& s, const rank_plan& pla
         args.ranks[r] = {};
         args.ranks[r].host = s.config.rank_hosts[static_cast<std::size_t>(r)];
     }
+}
+
+namespace {
+
+std::uint64_t bits_of(const void* pointer) noexcept {
+    return reinterpret_cast<std::uintptr_t>(pointer);
+}
+
+std::uint64_t bits_of(std::int64_t n) noexcept {
+    return static_cast<std::uint64_t>(n);
+}
+
+std::int32_t lane_of(const rank_plan& plan) noexcept {
+    return plan.options.lane;
+}
+
+std::int64_t line_stride(const rank_setting& s, travel_area area) noexcept {
+    return s.shape.line_bytes[static_cast<std::size_t>(area)];
+}
+
+templates::row_list arrived_lines(const rank_setting& s, const rank_plan& plan) {
+    templates::row_list list = own_tokens(s, plan, templates::row_numbering::plan);
+    list.lines = plan.lines;
+    list.line_first = plan.line_first;
+    return list;
+}
+
+/// The table's part that says whose tokens they are.
+template <class Args>
+void own_the_tokens(Args& args, const rank_setting& s, const rank_plan& plan) {
+    args.ranks[s.config.first_driven].num_tokens = plan.num_tokens;
+    args.num_tokens = plan.num_tokens;
 }
 
 std::int32_t weight_columns(const exchange_config& c) noexcept {

@@ -20,6 +20,12 @@ struct rank_setting {
     bool whole_tensors = false;             ///< rows travel as whole tensors, so that a row is found by its token
 };
 
+// Where the functions below begin: a list, the plan's tables, and a table of ranks that is zero but for what the list
+// needs.
+templates::row_list own_tokens(const rank_setting& s, const rank_plan& plan, templates::row_numbering numbering);
+void start(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list);
+void start(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list);
+
 /// This rank's tokens to the ranks they go to. `keep_own`: this rank's own lines are written too.
 void fill_send_args(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const tensor_view& input,
                     bool keep_own);

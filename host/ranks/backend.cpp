@@ -1,116 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
-// One real rank: its tokens are sent as lines to the ranks that hold their experts, lines that arrive become rows; sums
-// of rows go back as lines and are summed by the tokens' owners.
-#include "host/ranks/backend.hpp"
-
 #include "epjit/error.hpp"
-#include "host/ranks/arguments.hpp"
-#include "host/ranks/kernels.hpp"
-#include "host/ranks/plan.hpp"
+#include "host/ranks/rank_backend.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <limits>
-#include <optional>
+#include <utility>
 
 namespace epjit::host {
-namespace {
 
 using templates::lane_op;
 
-class rank_backend final : public backend {
-   public:
-    rank_backend(communicator_state& comm, const resolved_config& config)
-        : comm_(comm), config_(config), tables_(comm, config), shape_(shape_travel(config)) {
-        way_ = config.config.kind == exchange_kind::lsa ? make_lsa_transport(comm, config, shape_)
-                                                        : make_sendrecv_transport(comm, config, shape_);
-        for (std::int32_t lane = 0; lane < config.config.lanes; ++lane) {
-            order_[static_cast<std::size_t>(lane)] = lane_order(comm.context);
-        }
+rank_backend::rank_backend(communicator_state& comm, const resolved_config& config, std::unique_ptr<transport> way,
+                           const travel_shape& shape)
+    : comm_(comm), config_(config), tables_(comm, config), shape_(shape), way_(std::move(way)) {
+    for (std::int32_t lane = 0; lane < config.config.lanes; ++lane) {
+        order_[static_cast<std::size_t>(lane)] = lane_order(comm.context);
     }
-    ~rank_backend() override { way_->close(); }
+}
 
-    void prepare() override { kernels(); }
-    [[nodiscard]] std::size_t workspace_bytes() const noexcept override {
-        return tables_.bytes + way_->workspace_bytes();
-    }
-    std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
-                                          stream_t stream, std::unique_ptr<plan_state> reuse) override;
-    void dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
-                       stream_t stream) override;
-    void dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
-                          stream_t stream) override;
-    void dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
-                  stream_t stream) override;
-    void combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
-                 stream_t stream) override;
-    void combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
-                      stream_t stream) override;
-    void combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
-                         stream_t stream) override;
-    void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) override;
+rank_backend::~rank_backend() {
+    way_->close();
+}
 
-   private:
-    rank_kernels& kernels() {
-        if (!kernels_) {
-            kernels_.emplace(comm_, config_);
-        }
-        return *kernels_;
+rank_kernels& rank_backend::kernels() {
+    if (!kernels_) {
+        kernels_.emplace(comm_, config_);
     }
-    [[nodiscard]] rank_setting setting(const rank_plan& plan) const noexcept {
-        return {config_, tables_, *way_, shape_, &way_->link(plan.options.lane).control->failed, false};
-    }
-    [[nodiscard]] line_traffic traffic(const rank_plan& plan) const noexcept {
-        return plan.exact ? line_traffic{plan.lines_sent(), plan.lines_received()} : line_traffic{};
-    }
-    [[nodiscard]] std::int32_t bound(const rank_plan& plan) const noexcept {
-        return plan.options.token_bound != 0 ? plan.options.token_bound : config_.config.max_tokens_per_rank;
-    }
-    [[noreturn]] void refuse_tokens(const rank_plan& plan, std::int32_t rank, std::int32_t tokens) const {
-        throw config_error(fmt::format("rank {} brings {} tokens, the bound is {}", rank, tokens, bound(plan)),
-                           "create the exchange with a larger max_tokens_per_rank, or raise token_bound");
-    }
-    /// Rows that are quantised row by row, each with its weight, cross as they came.
-    [[nodiscard]] bool crosses_raw(const dispatch_options& options) const noexcept {
-        return options.weigh_input && config_.config.input_type != config_.config.dispatch_type;
-    }
-    [[nodiscard]] bool quantises(const dispatch_options& options) const noexcept {
-        return config_.config.input_type != config_.config.dispatch_type && !crosses_raw(options);
-    }
-    std::unique_ptr<rank_plan> plan_with_memory(const plan_options& options, std::unique_ptr<plan_state> reuse,
-                                                stream_t stream);
-    void launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
-    void wait_for_counts(rank_plan& plan, stream_t stream);
-    void check_reports(const rank_plan& plan);
-    void move(const scatter_program& program, const scatter_kernel_args& args, std::int64_t tokens,
-              std::int64_t rows_to_fill, stream_t stream);
-    void send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
-                      lane_op op = lane_op::none);
-    template <std::int32_t NumRanks>
-    void launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                         stream_t stream);
-    template <std::int32_t NumRanks>
-    void launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
-                        stream_t stream);
-    void combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream);
-    [[nodiscard]] std::chrono::milliseconds wait_limit() const noexcept {
-        const settings& o = comm_.runtime->options;
-        return first_step_done_ ? o.wait_timeout : o.first_wait_timeout;
-    }
+    return *kernels_;
+}
 
-    communicator_state& comm_;
-    const resolved_config& config_;
-    device_tables tables_;
-    const travel_shape shape_;
-    std::unique_ptr<transport> way_;
-    std::optional<rank_kernels> kernels_;
-    std::array<lane_order, templates::max_lanes> order_;
-    std::uint32_t sequence_ = 0;
-    bool first_step_done_ = false;
-    bool warned_ = false;
-};
+void rank_backend::refuse_tokens(const rank_plan& plan, std::int32_t rank, std::int32_t tokens) const {
+    throw config_error(fmt::format("rank {} brings {} tokens, the bound is {}", rank, tokens, bound(plan)),
+                       "create the exchange with a larger max_tokens_per_rank, or raise token_bound");
+}
 
 std::unique_ptr<rank_plan> rank_backend::plan_with_memory(const plan_options& options,
                                                           std::unique_ptr<plan_state> reuse, stream_t stream) {
@@ -123,7 +47,7 @@ std::unique_ptr<rank_plan> rank_backend::plan_with_memory(const plan_options& op
         }
     }
     const std::int64_t blocks = templates::plan_blocks(most, kernels().plan.max_blocks);
-    return std::make_unique<rank_plan>(comm_, config_, most, blocks, stream);
+    return std::make_unique<rank_plan>(comm_, config_, most, blocks, relays(), stream);
 }
 
 void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream) {
@@ -197,7 +121,9 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
     launch_plan(*plan, ranks[0], stream);
     if (plan->exact) {
         wait_for_counts(*plan, stream);
-    } else if (ranks[0].num_tokens > bound(*plan)) {
+    }
+    share_plan(*plan, stream);
+    if (ranks[0].num_tokens > bound(*plan)) {
         refuse_tokens(*plan, config_.first_driven, ranks[0].num_tokens);
     }
     return plan;
@@ -288,23 +214,50 @@ void rank_backend::send_weights(const rank_plan& plan, const float* weights, tra
     launch(comm_, kernels().send_weights, (std::int64_t{plan.num_tokens} * c.topk + 255) / 256, &args, stream);
 }
 
+void rank_backend::take_back(std::int32_t lane) noexcept {
+    lane_rows& rows = rows_[static_cast<std::size_t>(lane)];
+    rows.lease.advance();
+    rows.sequence = 0;
+}
+
+void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own) noexcept {
+    lane_rows& rows = rows_[static_cast<std::size_t>(plan.options.lane)];
+    rows.sequence = plan.sequence;
+    rows.type = type;
+    rows.own = own;
+}
+
 void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                                  stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
     check_reports(plan);
-    rank_kernels& k = kernels();
+    kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    way_->begin(options.lane, travel_area::rows, stream);
-    send_weights(plan, ranks[0].weights, travel_area::weights, stream);
-    if (plan.num_tokens != 0) {
+    take_back(options.lane);
+    send_rows(plan, ranks[0], options, stream);
+}
+
+void rank_backend::send_rows(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                             stream_t stream) {
+    rank_kernels& k = kernels();
+    const std::int32_t lane = options.lane;
+    way_->begin(lane, travel_area::rows, stream);
+    send_weights(plan, ranks.weights, travel_area::weights, stream);
+    if (way_->whole_tensors()) {
+        way_->put_tensor(lane, ranks.input, scales_cross(options), stream);
+    } else if (plan.num_tokens != 0) {
         scatter_kernel_args args;
-        fill_send_args(args, setting(plan), plan, ranks[0].input, quantises(options));
+        fill_send_args(args, setting(plan), plan, ranks.input, quantises(options));
         move(crosses_raw(options) ? k.raw : k.convert, args, plan.num_tokens, 0, stream);
     }
     constexpr std::array areas{travel_area::rows, travel_area::weights, travel_area::scales};
-    const bool scales = config_.config.scales != scale_type::none && !crosses_raw(options);
-    way_->post(options.lane, lane_op::dispatch, std::span(areas).first(scales ? 3 : 2), traffic(plan), false, stream);
+    way_->post(lane, lane_op::dispatch, std::span(areas).first(scales_cross(options) ? 3 : 2), traffic(plan), false,
+               stream);
+}
+
+void rank_backend::await_rows(const rank_plan& plan, stream_t stream) {
+    way_->arrive(plan.options.lane, lane_op::dispatch, stream);
 }
 
 void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks,
@@ -313,10 +266,17 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
     rank_kernels& k = kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    way_->arrive(options.lane, lane_op::dispatch, stream);
+    await_rows(plan, stream);
     scatter_kernel_args args;
     const dtype crossing = crosses_raw(options) ? config_.config.input_type : config_.config.dispatch_type;
-    fill_expand_args(args, setting(plan), plan, ranks[0], options, crossing, !quantises(options));
+    const bool own_input = !quantises(options);
+    fill_expand_args(args, setting(plan), plan, ranks[0], options, crossing, own_input);
+    for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
+        if (r != config_.first_driven || !own_input) {
+            args.ranks[r].input = arrived(travel_area::rows, options.lane, r);
+            args.ranks[r].input_scales = arrived(travel_area::scales, options.lane, r);
+        }
+    }
     const std::int64_t lines = plan.exact
                                    ? [&] {
                                          std::int64_t n = 0;
@@ -330,100 +290,56 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
                                  config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven)] +
                                  (plan.exact ? 0 : plan.capacity);
     move(quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
-    way_->done(options.lane, lane_op::dispatch, travel_area::rows, stream);
+    rows_read(plan, stream);
+    leave_rows(plan, crossing, !own_input || way_->whole_tensors());
 }
 
-/// Blocks that drive the links of a dispatch: few fill them (docs/performance.md), the rest drive the memory.
-constexpr std::int32_t most_senders = 32;
-
-template <std::int32_t NumRanks>
-void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                                   stream_t stream) {
-    const launchable& kernel = kernels().dispatch;
-    const std::int32_t movers = kernels().dispatch_movers;
-    templates::dispatch_args<NumRanks> args{};
-    fill_dispatch_args(args, args.ranks, setting(plan), plan, ranks, options);
-    args.link = way_->link(options.lane);
-    args.flags = way_->flags(travel_area::rows, options.lane);
-    // Equal on every rank: the receivers look for the flags that the senders raise.
-    const std::int32_t tokens = bound(plan);
-    args.chunk = std::clamp(tokens / (2 * most_senders * movers), 1, 4);
-    const std::int32_t half = std::max(1, kernel.max_blocks / 2);
-    args.senders =
-        std::clamp((tokens + args.chunk * movers - 1) / (args.chunk * movers), 1, std::min(most_senders, half));
-    const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
-    const std::int64_t fill = args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
-    const std::int64_t others =
-        std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
-    launch(comm_, kernel, args.senders + others, &args, stream);
-}
-
-void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
-                            stream_t stream) {
-    // What decides is equal on every rank: the config, the options, never this rank's tensors.
-    if (!way_->peers_written() || !kernels().dispatch || options.weigh_input ||
-        config_.config.input_type != config_.config.dispatch_type || kernels().dispatch.max_blocks < 2) {
-        backend::dispatch(p, ranks, options, stream);
-        return;
-    }
+lent_view rank_backend::lend_rows(plan_state& p, int, int source) {
     const rank_plan& plan = static_cast<const rank_plan&>(p);
-    check_reports(plan);
-    const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    switch (templates::arguments_for_ranks(config_.num_ranks)) {
-        case 8: launch_dispatch<8>(plan, ranks[0], options, stream); break;
-        case 32: launch_dispatch<32>(plan, ranks[0], options, stream); break;
-        default: launch_dispatch<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
+    const std::int32_t lane = plan.options.lane;
+    const lane_rows& left = rows_[static_cast<std::size_t>(lane)];
+    if (source < 0 || source >= config_.num_ranks) {
+        throw config_error(fmt::format("lend_rows of source rank {}, there are {}", source, config_.num_ranks),
+                           "pass a rank from 0 up, below communicator::num_ranks()");
     }
-}
-
-template <std::int32_t NumRanks>
-void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
-                                  stream_t stream) {
-    const launchable& kernel = kernels().combine;
-    templates::combine_args<NumRanks> args{};
-    fill_combine_args(args, args.ranks, setting(plan), plan, ranks, options.reduction);
-    args.link = way_->link(options.lane);
-    args.flags = way_->flags(travel_area::partials, options.lane);
-    args.wait_weights = ranks.weights != nullptr ? 1 : 0;
-    const std::int32_t tokens = bound(plan);
-    args.chunk = 1;  // owners work in the order in which sums arrive: two lines a flag cost 5%, four 17%
-    const std::int64_t chunks = std::int64_t{config_.num_ranks - 1} * tokens;
-    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(chunks, 1, std::max(1, kernel.max_blocks / 2)));
-    const std::int64_t own =
-        std::clamp<std::int64_t>(plan.num_tokens, 1, std::max(1, kernel.max_blocks - args.senders));
-    launch(comm_, kernel, args.senders + own, &args, stream);
-}
-
-void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
-                           stream_t stream) {
-    if (!way_->peers_written() || !kernels().combine || options.reduction == reduction::per_row ||
-        kernels().combine.max_blocks < 2) {
-        backend::combine(p, ranks, options, stream);
-        return;
+    if (left.sequence != plan.sequence) {
+        throw config_error(fmt::format("lend_rows on lane {} without a dispatch of this plan as its last call", lane),
+                           "call it after dispatch, before the lane's next dispatch, combine or weight_gradients");
     }
-    const rank_plan& plan = static_cast<const rank_plan&>(p);
-    check_reports(plan);
-    const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream, lane_op::combine_weights);
-    switch (templates::arguments_for_ranks(config_.num_ranks)) {
-        case 8: launch_combine<8>(plan, ranks[0], options, stream); break;
-        case 32: launch_combine<32>(plan, ranks[0], options, stream); break;
-        default: launch_combine<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
+    if (source == config_.first_driven && !left.own) {
+        throw unsupported_error(fmt::format("exchange '{}' keeps no rows of the rank's own", name(config_.config.kind)),
+                                "read the input that dispatch was given");
     }
+    std::int64_t rows = bound(plan);
+    if (plan.exact) {
+        rows = way_->whole_tensors() ? plan.tokens()[source] : plan.lines_received()[source];
+    }
+    tensor_view view;
+    view.data = arrived(travel_area::rows, lane, source);
+    view.type = left.type;
+    view.rows = rows;
+    view.columns = config_.config.hidden;
+    view.row_stride = shape_.line_bytes[static_cast<std::size_t>(travel_area::rows)] / size_of(left.type);
+    if (left.type == dtype::fp8_e4m3 && config_.config.scales != scale_type::none) {
+        view.scale = config_.config.scales;
+        view.scales = arrived(travel_area::scales, lane, source);
+        view.scale_row_stride =
+            shape_.line_bytes[static_cast<std::size_t>(travel_area::scales)] / size_of(config_.config.scales);
+    }
+    return left.lease.lend(fmt::format("rows of rank {}", source), view);
 }
 
 void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                                 stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
     check_reports(plan);
+    kernels();
     if (options.reduction == reduction::per_row) {
         return;  // window by window, where what was sent is also summed
     }
-    rank_kernels& k = kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    take_back(options.lane);
     if (ranks[0].weights != nullptr) {
         constexpr std::array weights{travel_area::combine_weights};
         way_->begin(options.lane, travel_area::combine_weights, stream);
@@ -431,15 +347,30 @@ void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ran
         way_->post(options.lane, lane_op::combine_weights, weights, traffic(plan), false, stream);
         way_->arrive(options.lane, lane_op::combine_weights, stream);
     }
-    way_->begin(options.lane, travel_area::partials, stream);
-    gather_kernel_args args;
-    fill_reduce_args(args, setting(plan), plan, ranks[0]);
-    launch(comm_, k.gather, std::int64_t{config_.num_ranks} * bound(plan), &args, stream);
-    constexpr std::array partials{travel_area::partials};
-    way_->post(options.lane, lane_op::combine, partials, traffic(plan), true, stream);
+    send_sums(plan, ranks[0], options.reduction, stream);
     if (ranks[0].weights != nullptr) {
         way_->done(options.lane, lane_op::combine, travel_area::combine_weights, stream);
     }
+}
+
+void rank_backend::send_sums(const rank_plan& plan, const combine_args& ranks, reduction, stream_t stream) {
+    const std::int32_t lane = plan.options.lane;
+    way_->begin(lane, travel_area::partials, stream);
+    gather_kernel_args args;
+    fill_reduce_args(args, setting(plan), plan, ranks);
+    launch(comm_, kernels().gather, std::int64_t{config_.num_ranks} * bound(plan), &args, stream);
+    constexpr std::array partials{travel_area::partials};
+    way_->post(lane, lane_op::combine, partials, traffic(plan), true, stream);
+}
+
+void rank_backend::finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream) {
+    way_->arrive(plan.options.lane, lane_op::combine, stream);
+    if (plan.num_tokens != 0) {
+        gather_kernel_args args;
+        fill_finish_args(args, setting(plan), plan, ranks, order);
+        launch(comm_, kernels().gather, plan.num_tokens, &args, stream);
+    }
+    way_->done(plan.options.lane, lane_op::combine, travel_area::partials, stream);
 }
 
 /// per_row: every row goes back to its token's owner, as many tokens at a time as the memory for partial sums holds.
@@ -480,20 +411,14 @@ void rank_backend::combine_rows(const rank_plan& plan, const combine_args& ranks
 void rank_backend::combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                                    stream_t stream) {
     const rank_plan& plan = static_cast<const rank_plan&>(p);
-    rank_kernels& k = kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
     if (options.reduction == reduction::per_row) {
+        take_back(options.lane);
         combine_rows(plan, ranks[0], stream);
         return;
     }
-    way_->arrive(options.lane, lane_op::combine, stream);
-    if (plan.num_tokens != 0) {
-        gather_kernel_args args;
-        fill_finish_args(args, setting(plan), plan, ranks[0], options.reduction);
-        launch(comm_, k.gather, plan.num_tokens, &args, stream);
-    }
-    way_->done(options.lane, lane_op::combine, travel_area::partials, stream);
+    finish_sums(plan, ranks[0], options.reduction, stream);
 }
 
 void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) {
@@ -507,10 +432,13 @@ void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradie
     const std::int32_t lane = plan.options.lane;
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(lane)].on(*comm_.context, stream);
+    take_back(lane);
     const bool by_rows = ranks[0].rows.data == nullptr && ranks[0].gradient.data == nullptr;
     if (!by_rows) {
         way_->begin(lane, travel_area::rows, stream);
-        if (plan.num_tokens != 0) {
+        if (way_->whole_tensors()) {
+            way_->put_tensor(lane, ranks[0].gradient, false, stream);
+        } else if (plan.num_tokens != 0) {
             scatter_kernel_args send;
             fill_send_args(send, setting(plan), plan, ranks[0].gradient, false);
             move(k.gradients, send, plan.num_tokens, 0, stream);
@@ -538,10 +466,17 @@ void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradie
     way_->done(lane, lane_op::gradients, travel_area::scalars, stream);
 }
 
-}  // namespace
-
 std::unique_ptr<backend> make_rank_backend(communicator_state& comm, const resolved_config& config) {
-    return std::make_unique<rank_backend>(comm, config);
+    const travel_shape shape = shape_travel(config);
+    switch (config.config.kind) {
+        case exchange_kind::hybrid: return make_hybrid_backend(comm, config);
+        case exchange_kind::dense:
+            return std::make_unique<rank_backend>(comm, config, make_dense_transport(comm, config, shape), shape);
+        case exchange_kind::lsa:
+            return std::make_unique<rank_backend>(comm, config, make_lsa_transport(comm, config, shape), shape);
+        default:
+            return std::make_unique<rank_backend>(comm, config, make_sendrecv_transport(comm, config, shape), shape);
+    }
 }
 
 }  // namespace epjit::host

@@ -12,10 +12,13 @@ namespace epjit::host {
 /// Collective. @throws what making the transport throws, on every rank when on one.
 std::unique_ptr<backend> make_rank_backend(communicator_state& comm, const resolved_config& config);
 
-/// The transports, one per room.
+/// One per room.
 std::unique_ptr<transport> make_lsa_transport(communicator_state& comm, const resolved_config& config,
                                               const travel_shape& shape);
 std::unique_ptr<transport> make_sendrecv_transport(communicator_state& comm, const resolved_config& config,
                                                    const travel_shape& shape);
+std::unique_ptr<transport> make_dense_transport(communicator_state& comm, const resolved_config& config,
+                                                const travel_shape& shape);
+std::unique_ptr<backend> make_hybrid_backend(communicator_state& comm, const resolved_config& config);
 
 }  // namespace epjit::host

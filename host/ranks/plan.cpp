@@ -6,7 +6,7 @@
 namespace epjit::host {
 
 rank_plan::rank_plan(communicator_state& comm, const resolved_config& config, std::int32_t most, std::int64_t blocks,
-                     stream_t stream)
+                     std::int32_t relays, stream_t stream)
     : max_tokens(most),
       num_slots_(config.placement.num_slots),
       num_ranks_(config.num_ranks),
@@ -34,8 +34,11 @@ rank_plan::rank_plan(communicator_state& comm, const resolved_config& config, st
     const std::size_t rank_rows_at = part(num_ranks_ * 4);
     const std::size_t block_counts = part(blocks * (slots + num_ranks_) * 4);
     const std::size_t lines_at = part(lines_most * templates::line_bytes(config.config.topk));
+    const std::size_t relay_entries_at =
+        part(relays * pairs * static_cast<std::int64_t>(sizeof(templates::plan_entry)));
+    const std::size_t relay_positions_at = part(relays * pairs * 4);
     device_ = workspace(comm, config.config.memory, next);
-    pinned_ = pinned_buffer(comm.context, counts_offset + static_cast<std::size_t>(slots + 3 * num_ranks_) * 4);
+    pinned_ = pinned_buffer(comm.context, counts_offset + static_cast<std::size_t>(slots + 4 * num_ranks_) * 4);
     comm.runtime->allocations.fetch_add(1, std::memory_order_relaxed);
     std::byte* base = static_cast<std::byte*>(device_.data());
     barrier_ = reinterpret_cast<std::uint32_t*>(base + barrier);
@@ -49,6 +52,10 @@ rank_plan::rank_plan(communicator_state& comm, const resolved_config& config, st
     rank_rows = reinterpret_cast<std::int32_t*>(base + rank_rows_at);
     block_counts_ = reinterpret_cast<std::uint32_t*>(base + block_counts);
     lines = reinterpret_cast<std::uint8_t*>(base + lines_at);
+    if (relays != 0) {
+        relay_entries = reinterpret_cast<templates::plan_entry*>(base + relay_entries_at);
+        relay_positions = reinterpret_cast<std::int32_t*>(base + relay_positions_at);
+    }
     fill_bytes(comm.context, base, 0, zeroed, stream);
     ranks.reserve(1);
 }

@@ -14,8 +14,9 @@ class rank_plan final : public plan_state {
    public:
     /// Memory for `max_tokens` tokens of this rank, at most `blocks` blocks of the kernel. What must be zero is cleared
     /// on `stream`. @throws cuda_error, config_error (the hook gave nothing).
+    /// `relays`: room for as many other ranks' entries and positions.
     rank_plan(communicator_state& comm, const resolved_config& config, std::int32_t max_tokens, std::int64_t blocks,
-              stream_t stream);
+              std::int32_t relays, stream_t stream);
 
     [[nodiscard]] plan_view view(int driven) const override;
     [[nodiscard]] plan_status status() const override;
@@ -25,12 +26,13 @@ class rank_plan final : public plan_state {
     [[nodiscard]] const templates::plan_status* host_status() const noexcept {
         return pinned_.as<const templates::plan_status>();
     }
-    /// [S] rows of the slots, [R] rows of the ranks, [R] lines sent, [R] lines received; exact mode.
+    /// [S] rows of the slots, [R] rows of the ranks, [R] lines sent, [R] lines received, [R] tokens; exact mode.
     [[nodiscard]] const std::int32_t* host_counts() const noexcept {
         return reinterpret_cast<const std::int32_t*>(pinned_.as<const std::byte>() + counts_offset);
     }
     [[nodiscard]] const std::int32_t* lines_sent() const noexcept { return host_counts() + num_slots_ + num_ranks_; }
     [[nodiscard]] const std::int32_t* lines_received() const noexcept { return lines_sent() + num_ranks_; }
+    [[nodiscard]] const std::int32_t* tokens() const noexcept { return lines_received() + num_ranks_; }
 
     /// What the plan kernel and those that use the plan are given.
     void fill(templates::plan_head& head) const noexcept;
@@ -43,6 +45,8 @@ class rank_plan final : public plan_state {
     std::int32_t* slot_counts = nullptr;
     std::int32_t* slot_offsets = nullptr;
     std::int32_t* rank_rows = nullptr;
+    templates::plan_entry* relay_entries = nullptr;  ///< [relays, max_tokens, K]
+    std::int32_t* relay_positions = nullptr;         ///< [relays, max_tokens, K]
 
     std::int32_t max_tokens = 0;
     // Of the current routing.

@@ -68,6 +68,10 @@ class transport {
     virtual void begin(std::int32_t lane, travel_area area, stream_t stream) = 0;
     /// After the last read of `area`.
     virtual void done(std::int32_t lane, lane_op op, travel_area area, stream_t stream) = 0;
+    /// True: rows travel as whole tensors by put_tensor(), a row is found by its token, and partial sums come back so.
+    [[nodiscard]] virtual bool whole_tensors() const noexcept { return false; }
+    /// `rows`, [T,H], becomes this rank's part of the area of rows, with `scales` of that of scales.
+    virtual void put_tensor(std::int32_t, const tensor_view&, bool /*scales*/, stream_t) {}
     /// What was written travels. `back`: to the tokens' owners, so that lines sent and received change places.
     virtual void post(std::int32_t lane, templates::lane_op op, std::span<const travel_area> areas,
                       const line_traffic& traffic, bool back, stream_t stream) = 0;

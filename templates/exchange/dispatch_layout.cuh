@@ -18,7 +18,7 @@ struct dispatch_head : scatter_head {
     i32 own_weight_columns;
     i32 send_bytes;  ///< 16 where bulk copies may read the input
 };
-static_assert(sizeof(dispatch_head) == 160 + 56 + 24 + 16);
+static_assert(sizeof(dispatch_head) == 168 + 56 + 24 + 16);
 
 template <i32 NumRanks>
 struct dispatch_args : dispatch_head {
@@ -35,7 +35,7 @@ struct combine_head : gather_head {
     i32 own_weight_columns;
     i32 wait_weights;  ///< the lines' weights come with the lane's last step
 };
-static_assert(sizeof(combine_head) == 96 + 56 + 24 + 16);
+static_assert(sizeof(combine_head) == 104 + 56 + 24 + 16);
 
 template <i32 NumRanks>
 struct combine_args : combine_head {

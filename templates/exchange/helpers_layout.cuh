@@ -35,7 +35,7 @@ struct return_rows_head {
     i32 row_bytes;
     i32 vector_bytes;
 };
-static_assert(sizeof(return_rows_head) == 64 + 32);
+static_assert(sizeof(return_rows_head) == 72 + 32);
 
 template <i32 NumRanks>
 struct return_rows_args : return_rows_head {

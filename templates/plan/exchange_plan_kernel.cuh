@@ -102,6 +102,7 @@ __device__ void publish_sources(const Args& args) {
             const u32* own = args.counts + static_cast<i64>(args.link.me) * words;
             args.host_counts[Config.num_slots + Config.num_ranks + r] = static_cast<i32>(own[Config.num_slots + r]);
             args.host_counts[Config.num_slots + 2 * Config.num_ranks + r] = received;
+            args.host_counts[Config.num_slots + 3 * Config.num_ranks + r] = static_cast<i32>(tail.num_tokens);
         }
         sums.bad_ids += tail.bad_ids;
         sums.duplicate_ids += tail.duplicate_ids;

@@ -110,8 +110,8 @@ struct plan_head {
 
     // Pinned host memory.
     plan_status* host_status;
-    i32* host_counts;  ///< exact: [S] slot counts then [R] rank_rows; of an exchange then [R] lines sent to each rank
-                       ///< and [R] received from each; null in static mode
+    i32* host_counts;  ///< exact: [S] slot counts then [R] rank_rows; of an exchange then [R] lines sent to each rank,
+                       ///< [R] received from each and [R] tokens of each; null in static mode
 
     u64 timeout_ns;  ///< limit of the grid barrier
     i32 num_tokens;  ///< of all ranks

@@ -26,13 +26,15 @@ struct row_list {
     i32 list_stride;
     i32 me;
     row_numbering numbering;
-    i32 skip_rank;    ///< scatter: rank whose rows are not written, or -1
-    i32 first_token;  ///< first token of the window that is worked on, row_numbering::entry
-    i32 window;       ///< tokens of it; 0: all
-    i32 num_ranks;    ///< R
-    i32 reserved;
+    i32 skip_rank;     ///< scatter: rank whose rows are not written, or -1
+    i32 first_token;   ///< first token of the window that is worked on, row_numbering::entry
+    i32 window;        ///< tokens of it; 0: all
+    i32 num_ranks;     ///< R
+    i32 merge;         ///< above 1: ranks r / merge are one, in every numbering but the plan's
+    i32 first_holder;  ///< rows of ranks other than these are left out, in every numbering but the plan's
+    i32 num_holders;   ///< 0: of none
 };
-static_assert(sizeof(row_list) == 64);
+static_assert(sizeof(row_list) == 72);
 
 /// Compile-time shape of a row-scattering kernel (permute, dispatch).
 struct scatter_config {
@@ -117,7 +119,7 @@ struct scatter_head {
     i32 fill_last_rank;
     i32 reserved;
 };
-static_assert(sizeof(scatter_head) == 64 + 96);
+static_assert(sizeof(scatter_head) == 72 + 96);
 
 template <i32 NumRanks>
 struct scatter_args : scatter_head {
@@ -151,7 +153,7 @@ struct gather_head {
     i32 vector_bytes;
     i32 reserved;
 };
-static_assert(sizeof(gather_head) == 64 + 32);
+static_assert(sizeof(gather_head) == 72 + 32);
 
 template <i32 NumRanks>
 struct gather_args : gather_head {

@@ -327,6 +327,13 @@ cu_result cuMemcpyPeerAsync(cu_pointer to, cu_context, cu_pointer from, cu_conte
     }
     return cu_success;
 }
+cu_result cuMemcpy2DAsync_v2(const cu_copy_2d* c, epjit::stream_t) {
+    for (std::size_t row = 0; row < c->height; ++row) {
+        std::memcpy(reinterpret_cast<char*>(c->to) + row * c->to_pitch,
+                    reinterpret_cast<const char*>(c->from) + row * c->from_pitch, c->width_bytes);
+    }
+    return cu_success;
+}
 cu_result cuMemsetD8Async(cu_pointer to, unsigned char value, std::size_t bytes, epjit::stream_t) {
     if (bytes < most_bytes) {
         std::memset(reinterpret_cast<void*>(to), value, bytes);

@@ -8,6 +8,7 @@
 
 #include "epjit/communicator.hpp"
 #include "epjit/export.hpp"
+#include "epjit/lent_view.hpp"
 #include "epjit/types.hpp"
 
 #include <cstddef>
@@ -201,6 +202,15 @@ class EPJIT_API exchange {
                          stream_t stream);
 
     void weight_gradients(const epjit::plan& p, std::span<const weight_gradient_args> ranks, stream_t stream);
+
+    /// Rows as they came from rank `source` in the dispatch of `p` that was the lane's last call, in memory of the
+    /// exchange: no copy, and no call on a device. dense: the source's whole input, row t being token t; else the rows
+    /// of its tokens that go to this rank, in the order of tokens. Exact mode: as many as there are; static mode: as
+    /// many as there may be. Rows of at least H elements apart. The lane's next dispatch, combine or weight_gradients
+    /// makes the view late; work that reads it belongs on a stream before that.
+    /// @throws config_error (values), unsupported_error on host and loopback, and of the rank's own rows where they do
+    /// not travel.
+    [[nodiscard]] lent_view lend_rows(const epjit::plan& p, int driven, int source) const;
 
     [[nodiscard]] exchange_kind kind() const noexcept;
     [[nodiscard]] const exchange_config& config() const noexcept;

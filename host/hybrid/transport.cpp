@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/hybrid/transport.hpp"
+
+#include "epjit/error.hpp"
+
+#include <fmt/format.h>
+
+#include <string>
+#include <vector>
+
+namespace epjit::host {
+
+host_layout lay_out_hosts(std::span<const std::int32_t> rank_hosts, std::int32_t rank) {
+    const auto num_ranks = static_cast<std::int32_t>(rank_hosts.size());
+    std::int32_t width = 0;
+    while (width < num_ranks && rank_hosts[static_cast<std::size_t>(width)] == rank_hosts[0]) {
+        ++width;
+    }
+    for (std::int32_t r = 0; r < num_ranks; ++r) {
+        if (num_ranks % width != 0 || rank_hosts[static_cast<std::size_t>(r)] != r / width) {
+            throw unsupported_error(
+                fmt::format("exchange 'hybrid' needs hosts of equally many ranks, numbered host by host; these {} "
+                            "ranks are on hosts {}",
+                            num_ranks, fmt::join(rank_hosts, ", ")),
+                "start as many ranks on every host, all of one host before the next, or use sendrecv");
+        }
+    }
+    return {num_ranks / width, width, rank / width, rank % width};
+}
+
+hybrid_transport::hybrid_transport(communicator_state& comm, const resolved_config& config, const travel_shape& shape)
+    : sendrecv_transport(comm, config, shape), hosts_(lay_out_hosts(comm.facts.rank_hosts, config.first_driven)) {
+    lay_out();
+    window_ = symmetric_window(comm.nccl, static_cast<std::size_t>(total_));
+    require_host_reachable();
+    steps_.emplace(comm, window_, hosts_.first(), hosts_.width, shape);
+    comm.nccl->barrier_host();
+}
+
+void hybrid_transport::lay_out() {
+    lanes_at_ = peer_steps::words_bytes(hosts_.width, shape_.num_lanes);
+    for (const travel_area area : {travel_area::rows, travel_area::scales, travel_area::partials}) {
+        windows_at_[static_cast<std::size_t>(area)] = lane_bytes_;
+        lane_bytes_ += ranks_ * shape_.region(area);
+    }
+    total_ = lanes_at_ + shape_.num_lanes * lane_bytes_;
+}
+
+void hybrid_transport::require_host_reachable() {
+    bool missing = false;
+    for (std::int32_t r = hosts_.first(); r < hosts_.first() + hosts_.width; ++r) {
+        missing = missing || window_.peer(r) == nullptr;
+    }
+    const std::uint8_t mine = missing ? 1 : 0;
+    // Every rank must come to the same end.
+    std::vector<std::uint8_t> all(static_cast<std::size_t>(ranks_));
+    comm_.nccl->all_gather_host(&mine, all.data(), 1);
+    for (std::int32_t r = 0; r < ranks_; ++r) {
+        if (all[static_cast<std::size_t>(r)] != 0) {
+            throw unsupported_error(
+                fmt::format("exchange 'hybrid': rank {} cannot reach the memory of all ranks of its host", r),
+                "use sendrecv, or give the ranks of a host GPUs that reach each other");
+        }
+    }
+}
+
+templates::rank_link hybrid_transport::link(std::int32_t lane) const noexcept {
+    templates::rank_link link = steps_->link(lane);
+    link.me = me_;
+    link.num_ranks = 0;
+    return link;
+}
+
+std::uint8_t* hybrid_transport::window(travel_area area, std::int32_t lane, std::int32_t rank,
+                                       std::int32_t region) const noexcept {
+    return static_cast<std::uint8_t*>(window_.peer(rank)) + lanes_at_ + lane * lane_bytes_ +
+           windows_at_[static_cast<std::size_t>(area)] + region * shape_.region(area);
+}
+
+void hybrid_transport::close() noexcept {
+    // The window may go only when no peer writes it any more: all ranks meet, or one of them is gone.
+    try {
+        synchronize(comm_.context, nullptr);
+        comm_.context->synchronize();
+        if (!steps_->failed()) {
+            comm_.nccl->barrier_host();
+        }
+    } catch (const std::exception& e) {
+        comm_.runtime->log().write(log_level::warn, fmt::format("closing a hybrid exchange: {}", e.what()));
+    }
+}
+
+}  // namespace epjit::host

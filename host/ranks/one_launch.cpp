@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole dispatches and combines through windows, one launch each.
+#include "host/ranks/rank_backend.hpp"
+
+#include <algorithm>
+
+namespace epjit::host {
+namespace {
+
+/// Blocks that drive the links of a dispatch: few fill them (docs/performance.md), the rest drive the memory.
+constexpr std::int32_t most_senders = 32;
+
+}  // namespace
+
+template <std::int32_t NumRanks>
+void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                                   stream_t stream) {
+    const launchable& kernel = kernels().dispatch;
+    const std::int32_t movers = kernels().dispatch_movers;
+    templates::dispatch_args<NumRanks> args{};
+    fill_dispatch_args(args, args.ranks, setting(plan), plan, ranks, options);
+    args.link = way_->link(options.lane);
+    args.flags = way_->flags(travel_area::rows, options.lane);
+    // Equal on every rank: the receivers look for the flags that the senders raise.
+    const std::int32_t tokens = bound(plan);
+    args.chunk = std::clamp(tokens / (2 * most_senders * movers), 1, 4);
+    const std::int32_t half = std::max(1, kernel.max_blocks / 2);
+    args.senders =
+        std::clamp((tokens + args.chunk * movers - 1) / (args.chunk * movers), 1, std::min(most_senders, half));
+    const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
+    const std::int64_t fill = args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
+    const std::int64_t others =
+        std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
+    launch(comm_, kernel, args.senders + others, &args, stream);
+}
+
+void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                            stream_t stream) {
+    // What decides is equal on every rank: the config, the options, never this rank's tensors.
+    if (!way_->peers_written() || !kernels().dispatch || options.weigh_input ||
+        config_.config.input_type != config_.config.dispatch_type || kernels().dispatch.max_blocks < 2) {
+        backend::dispatch(p, ranks, options, stream);
+        return;
+    }
+    const rank_plan& plan = static_cast<const rank_plan&>(p);
+    check_reports(plan);
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    take_back(options.lane);
+    switch (templates::arguments_for_ranks(config_.num_ranks)) {
+        case 8: launch_dispatch<8>(plan, ranks[0], options, stream); break;
+        case 32: launch_dispatch<32>(plan, ranks[0], options, stream); break;
+        default: launch_dispatch<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
+    }
+    leave_rows(plan, config_.config.dispatch_type, false);
+}
+
+template <std::int32_t NumRanks>
+void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
+                                  stream_t stream) {
+    const launchable& kernel = kernels().combine;
+    templates::combine_args<NumRanks> args{};
+    fill_combine_args(args, args.ranks, setting(plan), plan, ranks, options.reduction);
+    args.link = way_->link(options.lane);
+    args.flags = way_->flags(travel_area::partials, options.lane);
+    args.wait_weights = ranks.weights != nullptr ? 1 : 0;
+    const std::int32_t tokens = bound(plan);
+    args.chunk = 1;  // owners work in the order in which sums arrive: two lines a flag cost 5%, four 17%
+    const std::int64_t chunks = std::int64_t{config_.num_ranks - 1} * tokens;
+    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(chunks, 1, std::max(1, kernel.max_blocks / 2)));
+    const std::int64_t own =
+        std::clamp<std::int64_t>(plan.num_tokens, 1, std::max(1, kernel.max_blocks - args.senders));
+    launch(comm_, kernel, args.senders + own, &args, stream);
+}
+
+void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                           stream_t stream) {
+    if (!way_->peers_written() || !kernels().combine || options.reduction == reduction::per_row ||
+        kernels().combine.max_blocks < 2) {
+        backend::combine(p, ranks, options, stream);
+        return;
+    }
+    const rank_plan& plan = static_cast<const rank_plan&>(p);
+    check_reports(plan);
+    const scoped_context current(*comm_.context);
+    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    take_back(options.lane);
+    send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream, templates::lane_op::combine_weights);
+    switch (templates::arguments_for_ranks(config_.num_ranks)) {
+        case 8: launch_combine<8>(plan, ranks[0], options, stream); break;
+        case 32: launch_combine<32>(plan, ranks[0], options, stream); break;
+        default: launch_combine<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
+    }
+}
+
+}  // namespace epjit::host

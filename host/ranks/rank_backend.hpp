@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// One real rank: its tokens are sent as lines to the ranks that hold their experts, lines that arrive become rows; sums
+// of rows go back as lines and are summed by the tokens' owners. Derive from it to send rows another way.
+#pragma once
+
+#include "epjit/lent_view.hpp"
+#include "host/exchange/launch.hpp"
+#include "host/ranks/arguments.hpp"
+#include "host/ranks/backend.hpp"
+#include "host/ranks/kernels.hpp"
+#include "host/ranks/plan.hpp"
+
+#include <array>
+#include <chrono>
+#include <memory>
+#include <optional>
+
+namespace epjit::host {
+
+class rank_backend : public backend {
+   public:
+    rank_backend(communicator_state& comm, const resolved_config& config, std::unique_ptr<transport> way,
+                 const travel_shape& shape);
+    ~rank_backend() override;
+
+    void prepare() override { kernels(); }
+    [[nodiscard]] std::size_t workspace_bytes() const noexcept override {
+        return tables_.bytes + way_->workspace_bytes();
+    }
+    std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
+                                          stream_t stream, std::unique_ptr<plan_state> reuse) final;
+    void dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                       stream_t stream) final;
+    void dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                          stream_t stream) final;
+    void dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
+                  stream_t stream) final;
+    void combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                 stream_t stream) final;
+    void combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                      stream_t stream) final;
+    void combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
+                         stream_t stream) final;
+    void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) final;
+    lent_view lend_rows(plan_state& p, int driven, int source) final;
+
+   protected:
+    // The steps in which exchanges differ. Each is called with the context current and the lane's order kept.
+    /// After the plan's kernels; exact mode: the host knows the counts, and every rank comes here or none.
+    virtual void share_plan(rank_plan&, stream_t) {}
+    /// From the caller's input to where the ranks that hold the experts expand it.
+    virtual void send_rows(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                           stream_t stream);
+    virtual void await_rows(const rank_plan& plan, stream_t stream);
+    /// They have been expanded.
+    virtual void rows_read(const rank_plan& plan, stream_t stream) {
+        way_->done(plan.options.lane, templates::lane_op::dispatch, travel_area::rows, stream);
+    }
+    /// Where rows that came from `source` lie, in memory of this rank.
+    [[nodiscard]] virtual std::uint8_t* arrived(travel_area area, std::int32_t lane,
+                                                std::int32_t source) const noexcept {
+        return way_->in(area, lane, source);
+    }
+    /// This rank's partial sums on their way to the tokens' owners, and what came back, summed.
+    virtual void send_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream);
+    virtual void finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream);
+    /// Other ranks' entries that a plan keeps.
+    [[nodiscard]] virtual std::int32_t relays() const noexcept { return 0; }
+
+    rank_kernels& kernels();
+    [[nodiscard]] rank_setting setting(const rank_plan& plan) const noexcept {
+        return {config_, tables_, *way_, shape_, &way_->link(plan.options.lane).control->failed, way_->whole_tensors()};
+    }
+    [[nodiscard]] line_traffic traffic(const rank_plan& plan) const noexcept {
+        return plan.exact ? line_traffic{plan.lines_sent(), plan.lines_received()} : line_traffic{};
+    }
+    [[nodiscard]] std::int32_t bound(const rank_plan& plan) const noexcept {
+        return plan.options.token_bound != 0 ? plan.options.token_bound : config_.config.max_tokens_per_rank;
+    }
+    /// Rows cross as they came where they are quantised row by row, each with its weight, and as whole tensors.
+    [[nodiscard]] bool crosses_raw(const dispatch_options& options) const noexcept {
+        return config_.config.input_type != config_.config.dispatch_type &&
+               (options.weigh_input || way_->whole_tensors());
+    }
+    [[nodiscard]] bool quantises(const dispatch_options& options) const noexcept {
+        return config_.config.input_type != config_.config.dispatch_type && !crosses_raw(options);
+    }
+    [[nodiscard]] bool scales_cross(const dispatch_options& options) const noexcept {
+        return config_.config.scales != scale_type::none && !crosses_raw(options);
+    }
+    void move(const scatter_program& program, const scatter_kernel_args& args, std::int64_t tokens,
+              std::int64_t rows_to_fill, stream_t stream);
+    void send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
+                      templates::lane_op op = templates::lane_op::none);
+
+    communicator_state& comm_;
+    const resolved_config& config_;
+    device_tables tables_;
+    const travel_shape shape_;
+    std::unique_ptr<transport> way_;
+
+   private:
+    [[noreturn]] void refuse_tokens(const rank_plan& plan, std::int32_t rank, std::int32_t tokens) const;
+    std::unique_ptr<rank_plan> plan_with_memory(const plan_options& options, std::unique_ptr<plan_state> reuse,
+                                                stream_t stream);
+    void launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
+    void wait_for_counts(rank_plan& plan, stream_t stream);
+    void check_reports(const rank_plan& plan);
+    void combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream);
+    template <std::int32_t NumRanks>
+    void launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                         stream_t stream);
+    template <std::int32_t NumRanks>
+    void launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
+                        stream_t stream);
+    // What a lane's last dispatch left may be lent until the memory is used again.
+    void take_back(std::int32_t lane) noexcept;
+    void leave_rows(const rank_plan& plan, dtype type, bool own) noexcept;
+    [[nodiscard]] std::chrono::milliseconds wait_limit() const noexcept {
+        const settings& o = comm_.runtime->options;
+        return first_step_done_ ? o.wait_timeout : o.first_wait_timeout;
+    }
+
+    /// What a lane's last dispatch left.
+    struct lane_rows {
+        lease_counter lease;
+        std::uint32_t sequence = 0;  ///< of its plan; 0: another call has used the memory since
+        dtype type = dtype::bf16;
+        bool own = false;  ///< this rank's rows too
+    };
+
+    std::optional<rank_kernels> kernels_;
+    std::array<lane_order, templates::max_lanes> order_;
+    std::array<lane_rows, templates::max_lanes> rows_;
+    std::uint32_t sequence_ = 0;
+    bool first_step_done_ = false;
+    bool warned_ = false;
+};
+
+}  // namespace epjit::host
