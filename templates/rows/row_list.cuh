@@ -94,8 +94,8 @@ __device__ __forceinline__ listed_entry read_listed_entry(const Args& args, i32 
         default: e.entry.row = e.entry.row < 0 ? -1 : args.list.positions[index] * TopK + lane; break;
     }
     if (e.entry.rank == args.list.skip_rank ||
-        (args.list.num_holders != 0 && static_cast<u32>(e.entry.rank - args.list.first_holder) >=
-                                           static_cast<u32>(args.list.num_holders))) {
+        (args.list.num_holders != 0 &&
+         static_cast<u32>(e.entry.rank - args.list.first_holder) >= static_cast<u32>(args.list.num_holders))) {
         e.entry.row = -1;
     }
     if (args.list.merge > 1) {

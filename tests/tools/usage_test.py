@@ -95,10 +95,7 @@ class BadUsage(CommandTest):
                 self.assert_error(self.epjit("models", "--json", **{name: value}), 2, "config", name, value)
 
     def test_what_is_not_built_yet_is_status_3_and_named(self):
-        for arguments, part in ((["tune"], "tune"), (["run", "--exchange", "lsa"], "lsa"),
-                                (["run", "--exchange", "sendrecv"], "sendrecv"),
-                                (["warm", "--profile", "p.json"], "profile"), (["run", "--exchange", "hybrid"], "hybrid"),
-                                (["explain", "--exchange", "dense"], "dense")):
+        for arguments, part in ((["tune"], "tune"), (["warm", "--profile", "p.json"], "profile")):
             with self.subTest(arguments=arguments):
                 self.assert_error(self.epjit(*arguments, "--json"), 3, "unsupported", part, "not in this version")
 
