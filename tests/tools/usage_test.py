@@ -99,6 +99,13 @@ class BadUsage(CommandTest):
             with self.subTest(arguments=arguments):
                 self.assert_error(self.epjit(*arguments, "--json"), 3, "unsupported", part, "not in this version")
 
+    @unittest.skipIf(os.path.exists("/dev/nvidiactl"), "there is a GPU")
+    def test_exchanges_of_real_ranks_need_gpus_and_say_so(self):
+        for kind in ("lsa", "sendrecv", "dense", "hybrid"):
+            with self.subTest(kind=kind):
+                self.assert_error(self.epjit("run", "--exchange", kind, "--json"), 3, "unsupported", f"'{kind}'",
+                                  "one GPU for each")
+
     def test_benches_of_real_ranks_need_a_driver_and_say_so(self):
         for suite in ("exchange", "decode"):
             with self.subTest(suite=suite):
