@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "epjit/error.hpp"
 #include "host/hybrid/hosts.hpp"
+
+#include "epjit/error.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
