@@ -175,7 +175,7 @@ void fill_reduce_args(gather_kernel_args& args, const rank_setting& s, const ran
         to.output = s.way.out(travel_area::partials, lane_of(plan), r);
         to.output_stride = line_stride(s, travel_area::partials);
         to.by_token = s.whole_tensors ? 1 : 0;
-        if (ranks.weights != nullptr) {
+        if (plan.options.layout != layout::flat) {
             to.weights = reinterpret_cast<const float*>(s.way.in(travel_area::combine_weights, lane_of(plan), r));
         }
         bits |= bits_of(to.output) | bits_of(to.output_stride);
@@ -320,7 +320,7 @@ void fill_combine_args(templates::combine_head& head, templates::gather_rank* ta
         rank.row_stride = line_stride(s, travel_area::partials);
         rank.output = s.way.out(travel_area::partials, lane_of(plan), r);
         rank.output_stride = line_stride(s, travel_area::partials);
-        if (ranks.weights != nullptr) {
+        if (plan.options.layout != layout::flat) {
             rank.weights = reinterpret_cast<const float*>(s.way.in(travel_area::combine_weights, lane_of(plan), r));
         }
         bits |= bits_of(rank.rows) | bits_of(rank.output) | bits_of(rank.row_stride);

@@ -102,9 +102,6 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
 std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> ranks, const plan_options& options,
                                                     stream_t stream, std::unique_ptr<plan_state> reuse) {
     way_->check();
-    if (reuse != nullptr) {
-        check_reports(static_cast<const rank_plan&>(*reuse));
-    }
     kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
@@ -154,11 +151,13 @@ void rank_backend::wait_for_counts(rank_plan& plan, stream_t stream) {
     if (plan.options.layout != layout::masked) {
         plan.capacity = static_cast<std::int32_t>(plan.known_rows);
     }
-    check_reports(plan);
+    way_->check();
+    report(plan);
 }
 
-void rank_backend::check_reports(const rank_plan& plan) {
-    way_->check();
+/// A plan's own errors are the same on every rank, but not every rank sees them at the same call: each has taken part
+/// in the call that throws them, so that no other is left waiting in it.
+void rank_backend::report(const rank_plan& plan) {
     if (!plan.complete()) {
         return;
     }
@@ -196,7 +195,7 @@ void rank_backend::move(const scatter_program& program, const scatter_kernel_arg
 
 void rank_backend::send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
                                 lane_op op) {
-    if (weights == nullptr || (plan.num_tokens == 0 && op == lane_op::none)) {
+    if (plan.num_tokens == 0 && op == lane_op::none) {
         return;
     }
     templates::send_weights_args<templates::max_driven_ranks> args;
@@ -230,7 +229,7 @@ void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own) noexc
 void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                                  stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
-    check_reports(plan);
+    way_->check();
     kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
@@ -243,7 +242,9 @@ void rank_backend::send_rows(const rank_plan& plan, const dispatch_args& ranks, 
     rank_kernels& k = kernels();
     const std::int32_t lane = options.lane;
     way_->begin(lane, travel_area::rows, stream);
-    send_weights(plan, ranks.weights, travel_area::weights, stream);
+    if (ranks.weights != nullptr) {
+        send_weights(plan, ranks.weights, travel_area::weights, stream);
+    }
     if (way_->whole_tensors()) {
         way_->put_tensor(lane, ranks.input, scales_cross(options), stream);
     } else if (plan.num_tokens != 0) {
@@ -292,6 +293,7 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
     move(quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
     rows_read(plan, stream);
     leave_rows(plan, crossing, !own_input || way_->whole_tensors());
+    report(plan);
 }
 
 lent_view rank_backend::lend_rows(plan_state& p, int, int source) {
@@ -332,7 +334,7 @@ lent_view rank_backend::lend_rows(plan_state& p, int, int source) {
 void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                                 stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
-    check_reports(plan);
+    way_->check();
     kernels();
     if (options.reduction == reduction::per_row) {
         return;  // window by window, where what was sent is also summed
@@ -340,7 +342,7 @@ void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ran
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
     take_back(options.lane);
-    if (ranks[0].weights != nullptr) {
+    if (weights_travel(plan)) {
         constexpr std::array weights{travel_area::combine_weights};
         way_->begin(options.lane, travel_area::combine_weights, stream);
         send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream);
@@ -348,7 +350,7 @@ void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ran
         way_->arrive(options.lane, lane_op::combine_weights, stream);
     }
     send_sums(plan, ranks[0], options.reduction, stream);
-    if (ranks[0].weights != nullptr) {
+    if (weights_travel(plan)) {
         way_->done(options.lane, lane_op::combine, travel_area::combine_weights, stream);
     }
 }
@@ -416,9 +418,10 @@ void rank_backend::combine_receive(plan_state& p, std::span<const combine_args> 
     if (options.reduction == reduction::per_row) {
         take_back(options.lane);
         combine_rows(plan, ranks[0], stream);
-        return;
+    } else {
+        finish_sums(plan, ranks[0], options.reduction, stream);
     }
-    finish_sums(plan, ranks[0], options.reduction, stream);
+    report(plan);
 }
 
 std::unique_ptr<backend> make_rank_backend(communicator_state& comm, const resolved_config& config) {

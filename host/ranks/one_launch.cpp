@@ -43,7 +43,7 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
         return;
     }
     const rank_plan& plan = static_cast<const rank_plan&>(p);
-    check_reports(plan);
+    way_->check();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
     take_back(options.lane);
@@ -53,6 +53,7 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
         default: launch_dispatch<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
     }
     leave_rows(plan, config_.config.dispatch_type, false);
+    report(plan);
 }
 
 template <std::int32_t NumRanks>
@@ -63,7 +64,7 @@ void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ran
     fill_combine_args(args, args.ranks, setting(plan), plan, ranks, options.reduction);
     args.link = way_->link(options.lane);
     args.flags = way_->flags(travel_area::partials, options.lane);
-    args.wait_weights = ranks.weights != nullptr ? 1 : 0;
+    args.wait_weights = weights_travel(plan) ? 1 : 0;
     const std::int32_t tokens = bound(plan);
     args.chunk = 1;  // owners work in the order in which sums arrive: two lines a flag cost 5%, four 17%
     const std::int64_t chunks = std::int64_t{config_.num_ranks - 1} * tokens;
@@ -81,16 +82,19 @@ void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, c
         return;
     }
     const rank_plan& plan = static_cast<const rank_plan&>(p);
-    check_reports(plan);
+    way_->check();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
     take_back(options.lane);
-    send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream, templates::lane_op::combine_weights);
+    if (weights_travel(plan)) {
+        send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream, templates::lane_op::combine_weights);
+    }
     switch (templates::arguments_for_ranks(config_.num_ranks)) {
         case 8: launch_combine<8>(plan, ranks[0], options, stream); break;
         case 32: launch_combine<32>(plan, ranks[0], options, stream); break;
         default: launch_combine<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
     }
+    report(plan);
 }
 
 }  // namespace epjit::host

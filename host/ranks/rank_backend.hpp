@@ -105,7 +105,12 @@ class rank_backend : public backend {
                                                 stream_t stream);
     void launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
     void wait_for_counts(rank_plan& plan, stream_t stream);
-    void check_reports(const rank_plan& plan);
+    void report(const rank_plan& plan);
+    /// Weights of a combine go to the holders of the rows whether or not this rank has any: one without tokens cannot
+    /// know what the others have. Those without weights send ones.
+    [[nodiscard]] static bool weights_travel(const rank_plan& plan) noexcept {
+        return plan.options.layout != layout::flat;
+    }
     void combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream);
     template <std::int32_t NumRanks>
     void launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,

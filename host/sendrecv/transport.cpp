@@ -23,6 +23,7 @@ sendrecv_transport::sendrecv_transport(communicator_state& comm, const resolved_
     comm.runtime->allocations.fetch_add(2, std::memory_order_relaxed);
     fill_bytes(comm.context, control_.data(), 0, 512, nullptr);
     synchronize(comm.context, nullptr);
+    groups_ = lane_order(comm.context);
     transfers_.reserve(static_cast<std::size_t>(ranks_) * 4);
 }
 
@@ -52,6 +53,7 @@ void sendrecv_transport::lay_out() {
 void sendrecv_transport::exchange_counts(std::int32_t lane, stream_t stream) {
     const std::size_t bytes = static_cast<std::size_t>(shape_.counts_words) * 4;
     std::byte* all = base(lanes_[static_cast<std::size_t>(lane)].in);
+    order_group(stream);
     comm_.nccl->all_gather(all + static_cast<std::size_t>(me_) * bytes, all, bytes, stream);
     comm_.nccl->watch("make_plan (counts)", stream);
 }
@@ -82,6 +84,7 @@ void sendrecv_transport::append(std::int32_t lane, travel_area area, const line_
 }
 
 void sendrecv_transport::send_all(lane_op op, stream_t stream) {
+    order_group(stream);
     comm_.nccl->exchange(transfers_, stream);
     const char* phase = "weight_gradients";
     switch (op) {

@@ -72,6 +72,9 @@ class sendrecv_transport : public transport {
     communicator_state& comm_;
     const std::int32_t me_, ranks_;
     const travel_shape shape_;
+    /// Groups of all lanes run one after the other, in the order of the calls: called before each.
+    void order_group(stream_t stream) { groups_.on(*comm_.context, stream); }
+    lane_order groups_;
     std::vector<peer_transfer> transfers_;
 
    private:

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(helper_threads)
         if (entry.rank != no_rank) {
             const i64 token = i / Config.topk;
             args.to[entry.rank][static_cast<i64>(args.positions[i]) * Config.topk + i % Config.topk] =
-                args.weights[token * args.weight_columns + entry.column];
+                args.weights != nullptr ? args.weights[token * args.weight_columns + entry.column] : 1.0f;
         }
     }
     if (args.op != lane_op::none) {

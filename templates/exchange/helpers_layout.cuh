@@ -12,7 +12,7 @@ namespace epjit::templates {
 struct send_weights_head {
     const plan_entry* entries;  ///< [T,K]
     const i32* positions;       ///< [T,K]
-    const float* weights;       ///< [T, weight_columns]
+    const float* weights;       ///< [T, weight_columns]; null: 1 for every entry
     rank_link link;
     i32 num_tokens;
     i32 weight_columns;

@@ -5,7 +5,13 @@ namespace epjit::tests {
 
 const std::map<std::string, std::string>& kernel_roots() {
     static const std::map<std::string, std::string> roots = {
+        {"combine_kernel", "exchange/combine_kernel.cuh"},
+        {"dispatch_kernel", "exchange/dispatch_kernel.cuh"},
+        {"exchange_plan_kernel", "plan/exchange_plan_kernel.cuh"},
         {"plan_kernel", "plan/plan_kernel.cuh"},
+        {"return_rows_kernel", "exchange/helpers.cuh"},
+        {"send_weights_kernel", "exchange/helpers.cuh"},
+        {"sync_kernel", "exchange/sync_kernel.cuh"},
         {"scatter_kernel", "rows/scatter_kernel.cuh"},
         {"scatter_bulk_kernel", "rows/scatter_bulk_kernel.cuh"},
         {"gather_kernel", "rows/gather_kernel.cuh"},
