@@ -20,8 +20,9 @@ struct communicator_state {
     std::int32_t num_ranks = 1;
     std::int32_t num_driven = 1;
     std::int32_t first_driven = 0;
-    shared_context context;                   ///< null for host
-    std::shared_ptr<nccl_communicator> nccl;  ///< null for host and loopback; kind is automatic where it is set
+    shared_context context;                        ///< null for host
+    std::shared_ptr<nccl_communicator> nccl;       ///< null for host and loopback; kind is automatic where it is set
+    std::shared_ptr<nccl_communicator> host_nccl;  ///< of this rank's host; null where all ranks reach each other
     /// Agreed by all ranks when the communicator was made; num_ranks and have_gpu are taken from above.
     machine_facts facts;
     std::atomic<bool> fallback_logged{false};  ///< why a slower exchange was taken is said once

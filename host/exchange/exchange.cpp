@@ -120,7 +120,9 @@ exchange_kind choose_kind(host::communicator_state& comm, const exchange_config&
     }
     question.communicator = comm.kind;
     if (comm.nccl != nullptr && comm.facts.rank_hosts.empty()) {
-        comm.facts = host::agree_on_facts(comm.nccl);
+        host::agreed_facts agreed = host::agree_on_facts(comm.runtime, comm.nccl);
+        comm.facts = std::move(agreed.facts);
+        comm.host_nccl = std::move(agreed.host);
     }
     question.facts = comm.facts;
     question.facts.num_ranks = comm.num_ranks;

@@ -12,9 +12,11 @@ namespace epjit::host {
 hybrid_transport::hybrid_transport(communicator_state& comm, const resolved_config& config, const travel_shape& shape)
     : sendrecv_transport(comm, config, shape), hosts_(lay_out_hosts(comm.facts.rank_hosts, config.first_driven)) {
     lay_out();
-    window_ = symmetric_window(comm.nccl, static_cast<std::size_t>(total_));
+    window_ =
+        symmetric_window(comm.host_nccl != nullptr ? comm.host_nccl : comm.nccl, static_cast<std::size_t>(total_));
+    first_in_window_ = comm.host_nccl != nullptr ? hosts_.first() : 0;
     require_host_reachable();
-    steps_.emplace(comm, window_, hosts_.first(), hosts_.width, shape);
+    steps_.emplace(comm, window_, hosts_.first(), hosts_.width, shape, first_in_window_);
     comm.nccl->barrier_host();
 }
 
@@ -30,7 +32,7 @@ void hybrid_transport::lay_out() {
 void hybrid_transport::require_host_reachable() {
     bool missing = false;
     for (std::int32_t r = hosts_.first(); r < hosts_.first() + hosts_.width; ++r) {
-        missing = missing || window_.peer(r) == nullptr;
+        missing = missing || window_.peer(r - first_in_window_) == nullptr;
     }
     const std::uint8_t mine = missing ? 1 : 0;
     // Every rank must come to the same end.
@@ -54,7 +56,7 @@ templates::rank_link hybrid_transport::link(std::int32_t lane) const noexcept {
 
 std::uint8_t* hybrid_transport::window(travel_area area, std::int32_t lane, std::int32_t rank,
                                        std::int32_t region) const noexcept {
-    return static_cast<std::uint8_t*>(window_.peer(rank)) + lanes_at_ + lane * lane_bytes_ +
+    return static_cast<std::uint8_t*>(window_.peer(rank - first_in_window_)) + lanes_at_ + lane * lane_bytes_ +
            windows_at_[static_cast<std::size_t>(area)] + region * shape_.region(area);
 }
 

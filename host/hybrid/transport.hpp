@@ -55,6 +55,7 @@ class hybrid_transport final : public sendrecv_transport {
     std::int64_t lanes_at_ = 0, lane_bytes_ = 0, total_ = 0;
     std::array<std::int64_t, num_travel_areas> windows_at_{};
     symmetric_window window_;
+    std::int32_t first_in_window_ = 0;  ///< rank that is the window's rank 0
     std::optional<peer_steps> steps_;
 };
 

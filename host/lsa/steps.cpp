@@ -32,13 +32,13 @@ std::string_view text(lane_op op) {
 }  // namespace
 
 peer_steps::peer_steps(communicator_state& comm, const symmetric_window& window, std::int32_t first, std::int32_t count,
-                       const travel_shape& shape)
+                       const travel_shape& shape, std::int32_t first_in_window)
     : comm_(comm), base_(static_cast<std::byte*>(window.local())), first_(first), count_(count) {
     control_ = device_buffer(comm.context, sizeof(templates::exchange_control));
     peers_ = device_buffer(comm.context, static_cast<std::size_t>(count) * sizeof(void*));
     record_ = pinned_buffer(comm.context, sizeof(templates::failure_record));
     comm.runtime->allocations.fetch_add(3, std::memory_order_relaxed);
-    upload(window);
+    upload(window, first_in_window);
     const jit::variant_spec helpers = jit::exchange_helpers_spec(
         device_arch(comm.context->compute_major(), comm.context->compute_minor()), comm.num_ranks, shape.topk);
     variant_ = comm.runtime->load(comm.context, std::span(&helpers, 1));
@@ -72,7 +72,7 @@ templates::lane_area peer_steps::group_of(travel_area area) noexcept {
     return templates::lane_area::rows;
 }
 
-void peer_steps::upload(const symmetric_window& window) {
+void peer_steps::upload(const symmetric_window& window, std::int32_t first_in_window) {
     const settings& o = comm_.runtime->options;
     const auto ns = [](std::chrono::milliseconds ms) {
         return static_cast<templates::u64>(std::chrono::duration_cast<std::chrono::nanoseconds>(ms).count());
@@ -82,7 +82,7 @@ void peer_steps::upload(const symmetric_window& window) {
     control.limit_ns = ns(o.wait_timeout);
     std::vector<void*> peers;
     for (std::int32_t r = 0; r < count_; ++r) {
-        peers.push_back(window.peer(first_ + r));
+        peers.push_back(window.peer(first_ + r - first_in_window));
     }
     copy_to_device(comm_.context, control_.data(), &control, sizeof control, nullptr);
     copy_to_device(comm_.context, peers_.data(), peers.data(), peers.size() * sizeof(void*), nullptr);

@@ -17,10 +17,11 @@ namespace epjit::host {
 
 class peer_steps {
    public:
-    /// Of the ranks [first, first + count) of the communicator, this one among them. `window` starts with
+    /// Of the ranks [first, first + count) of the communicator, this one among them; the window's rank 0 is rank
+    /// `first_in_window`. `window` starts with
     /// words_bytes(). @throws what runtime_state::load throws, cuda_error.
     peer_steps(communicator_state& comm, const symmetric_window& window, std::int32_t first, std::int32_t count,
-               const travel_shape& shape);
+               const travel_shape& shape, std::int32_t first_in_window = 0);
 
     [[nodiscard]] static std::int64_t words_bytes(std::int32_t count, std::int32_t lanes) noexcept {
         return words_offset(count, lanes);
@@ -49,7 +50,7 @@ class peer_steps {
     static std::int64_t words_offset(std::int32_t count, std::int32_t lane) noexcept {
         return templates::window_words_offset + lane * ((count * 8 + 255) / 256 * 256);
     }
-    void upload(const symmetric_window& window);
+    void upload(const symmetric_window& window, std::int32_t first_in_window);
     struct step_parts {
         templates::i32 wait_area = -1, signal = 0, read_area = -1, wait = 0;
     };

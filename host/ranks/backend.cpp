@@ -102,6 +102,10 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
 std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> ranks, const plan_options& options,
                                                     stream_t stream, std::unique_ptr<plan_state> reuse) {
     way_->check();
+    if (reuse != nullptr) {
+        refuse_early(static_cast<const rank_plan&>(*reuse));
+        report(static_cast<const rank_plan&>(*reuse));
+    }
     kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
@@ -155,8 +159,17 @@ void rank_backend::wait_for_counts(rank_plan& plan, stream_t stream) {
     report(plan);
 }
 
-/// A plan's own errors are the same on every rank, but not every rank sees them at the same call: each has taken part
-/// in the call that throws them, so that no other is left waiting in it.
+/// The rank that brought too much has said so at once and takes no part any more: nor do the others, once they know.
+void rank_backend::refuse_early(const rank_plan& plan) const {
+    if (plan.complete() && plan.host_status()->refusing_rank != 0) {
+        refuse_tokens(plan, static_cast<std::int32_t>(plan.host_status()->refusing_rank) - 1,
+                      static_cast<std::int32_t>(plan.host_status()->refused_tokens));
+    }
+}
+
+/// A plan's own errors are the same on every rank, but in static mode not every rank sees them at the same call. They
+/// come where a step ends: after the combine was taken part in, or before the next plan. A rank that stopped between
+/// the two would leave the others waiting.
 void rank_backend::report(const rank_plan& plan) {
     if (!plan.complete()) {
         return;
@@ -230,6 +243,7 @@ void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> r
                                  stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
     way_->check();
+    refuse_early(plan);
     kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
@@ -293,7 +307,6 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
     move(quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
     rows_read(plan, stream);
     leave_rows(plan, crossing, !own_input || way_->whole_tensors());
-    report(plan);
 }
 
 lent_view rank_backend::lend_rows(plan_state& p, int, int source) {
@@ -335,6 +348,7 @@ void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ran
                                 stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
     way_->check();
+    refuse_early(plan);
     kernels();
     if (options.reduction == reduction::per_row) {
         return;  // window by window, where what was sent is also summed

@@ -12,6 +12,7 @@ using templates::lane_op;
 void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
     way_->check();
+    refuse_early(plan);
     if (!config_.config.backward) {
         throw config_error("weight_gradients on an exchange that was made without backward",
                            "set exchange_config::backward on every rank");
@@ -59,7 +60,6 @@ void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradie
         launch(comm_, k.weight_gradient, (plan.num_tokens + warps - 1) / warps, &args, stream);
     }
     way_->done(lane, lane_op::gradients, travel_area::scalars, stream);
-    report(plan);
 }
 
 }  // namespace epjit::host

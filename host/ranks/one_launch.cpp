@@ -44,6 +44,7 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
     }
     const rank_plan& plan = static_cast<const rank_plan&>(p);
     way_->check();
+    refuse_early(plan);
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
     take_back(options.lane);
@@ -53,7 +54,6 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
         default: launch_dispatch<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
     }
     leave_rows(plan, config_.config.dispatch_type, false);
-    report(plan);
 }
 
 template <std::int32_t NumRanks>
@@ -83,6 +83,7 @@ void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, c
     }
     const rank_plan& plan = static_cast<const rank_plan&>(p);
     way_->check();
+    refuse_early(plan);
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
     take_back(options.lane);

@@ -105,6 +105,7 @@ class rank_backend : public backend {
                                                 stream_t stream);
     void launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
     void wait_for_counts(rank_plan& plan, stream_t stream);
+    void refuse_early(const rank_plan& plan) const;
     void report(const rank_plan& plan);
     /// Weights of a combine go to the holders of the rows whether or not this rank has any: one without tokens cannot
     /// know what the others have. Those without weights send ones.

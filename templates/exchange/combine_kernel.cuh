@@ -127,7 +127,7 @@ __device__ inline void sum_own_tokens(const Args& args, const combine_phase& pha
 }
 
 template <gather_config Config>
-__global__ void __launch_bounds__(Config.threads)
+__global__ void __launch_bounds__(Config.threads, 7)
     combine_kernel(const __grid_constant__ combine_args<Config.num_ranks> args) {
     __shared__ row_terms<Config> terms[2];
     if (__syncthreads_or(exchange_failed(args.link, lane_op::combine) ? 1 : 0) != 0) {

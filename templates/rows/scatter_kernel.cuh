@@ -190,7 +190,7 @@ __device__ __forceinline__ void write_row(const Args& args, const row_targets<Co
 }
 
 template <scatter_config Config>
-__global__ void __launch_bounds__(Config.threads)
+__global__ void __launch_bounds__(Config.threads, 6)
     scatter_kernel(const __grid_constant__ scatter_args<Config.num_ranks> args) {
     static_assert(Config.threads % 32 == 0 && Config.topk >= 1 && Config.topk <= max_topk);
     static_assert(Config.input == Config.output || Config.output == element::fp8_e4m3, "the only conversion is to fp8");

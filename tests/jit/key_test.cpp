@@ -145,7 +145,7 @@ TEST(program, is_made_of_enumerators_and_numbers_only) {
               "scatter_config config{\n"
               "    .hidden = 7168,\n    .num_ranks = 8,\n    .topk = 8,\n    .input = element::bf16,\n"
               "    .output = element::fp8_e4m3,\n    .scales = group_scale::f32,\n    .threads = 224,\n"
-              "    .stages = 0,\n};\n}  // namespace epjit::templates\n");
+              "    .stages = 0,\n    .movers = 0,\n};\n}  // namespace epjit::templates\n");
     EXPECT_THAT(p.options,
                 testing::ElementsAre("--gpu-architecture=sm_90a", "-std=c++20", "--fmad=false", "--ptxas-options=-v"));
     ASSERT_EQ(p.kernels.size(), 1u);

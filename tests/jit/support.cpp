@@ -54,6 +54,14 @@ __global__ void plan_kernel(const __grid_constant__ plan_args<Config.num_ranks> 
 }
 }
 )");
+    // Programs of which only the names matter here: one file each that launches nothing.
+    const std::pair<const char*, const char*> others[] = {{"plan/exchange_plan.cuh", "plan/plan_layout.cuh"},
+                                                          {"exchange/exchange.cuh", "exchange/helpers_layout.cuh"},
+                                                          {"exchange/dispatch.cuh", "exchange/dispatch_layout.cuh"},
+                                                          {"exchange/combine.cuh", "exchange/dispatch_layout.cuh"}};
+    for (const auto& [root, layout] : others) {
+        folder.write(root, std::string("#include \"") + layout + "\"\n");
+    }
     folder.write("rows/scatter.cuh", R"(#include "rows/rows_layout.cuh"
 namespace epjit::templates {
 template <scatter_config Config>
