@@ -114,6 +114,32 @@ void nccl_communicator::check() const {
     throw nccl_error(failure_text_, failure_code_, "look at the other ranks; the communicator is gone: make a new one");
 }
 
+void nccl_communicator::tell_on_failure(std::uint32_t* word) {
+    const std::lock_guard lock(words_mutex_);
+    if (words_stream_.get() == nullptr) {
+        words_stream_ = gpu_stream(context_);
+    }
+    words_.push_back(word);
+}
+
+void nccl_communicator::forget(const std::uint32_t* word) noexcept {
+    const std::lock_guard lock(words_mutex_);
+    std::erase(words_, word);
+}
+
+void nccl_communicator::tell_words() noexcept {
+    const std::lock_guard lock(words_mutex_);
+    const driver_api& driver = context_->api();
+    for (std::uint32_t* word : words_) {
+        // A stream of its own: the work that hangs does not hold it up. An error means a lost context.
+        driver.fill_bytes(reinterpret_cast<cu_pointer>(word), 1, sizeof *word, words_stream_.get());
+    }
+    const clock::time_point until = clock::now() + milliseconds{200};
+    while (!words_.empty() && driver.stream_query(words_stream_.get()) == cu_not_ready && clock::now() < until) {
+        std::this_thread::sleep_for(milliseconds{1});
+    }
+}
+
 void nccl_communicator::abort_now(failure kind, const std::string& text, int code) noexcept {
     {
         const std::lock_guard lock(failure_mutex_);
@@ -127,6 +153,7 @@ void nccl_communicator::abort_now(failure kind, const std::string& text, int cod
     runtime_->log().write(log_level::error, text);
     cu_context previous = nullptr;
     const bool current = context_->api().context_push(context_->handle()) == cu_success;
+    tell_words();
     if (handle_ != control_) {
         api_->comm_abort(handle_);
     }

@@ -74,6 +74,10 @@ class nccl_communicator {
     void watch(const char* phase, stream_t stream);
     /// @throws timeout_error or nccl_error once the watchdog or NCCL has met a failure.
     void check() const;
+    /// `word`, in device memory, is made non-zero before this communicator is aborted, so that kernels which follow the
+    /// aborted work find out and leave what did not arrive alone. Until forget().
+    void tell_on_failure(std::uint32_t* word);
+    void forget(const std::uint32_t* word) noexcept;
 
    private:
     friend struct nccl_builder;
@@ -106,6 +110,10 @@ class nccl_communicator {
     std::int32_t rank_ = 0;
     std::int32_t size_ = 1;
 
+    std::mutex words_mutex_;
+    std::vector<std::uint32_t*> words_;  ///< of tell_on_failure
+    gpu_stream words_stream_;            ///< made with the first of them
+    void tell_words() noexcept;
     std::mutex calls_;  ///< calls on the communicators and their abort exclude each other
     std::atomic<failure> failure_{failure::none};
     mutable std::mutex failure_mutex_;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "epjit/error.hpp"
+#include "host/nccl/communicator.hpp"
 #include "host/ranks/rank_backend.hpp"
 
 #include <fmt/format.h>
@@ -18,9 +19,11 @@ rank_backend::rank_backend(communicator_state& comm, const resolved_config& conf
     for (std::int32_t lane = 0; lane < config.config.lanes; ++lane) {
         order_[static_cast<std::size_t>(lane)] = lane_order(comm.context);
     }
+    comm.nccl->tell_on_failure(&way_->link(0).control->failed);
 }
 
 rank_backend::~rank_backend() {
+    comm_.nccl->forget(&way_->link(0).control->failed);
     way_->close();
 }
 

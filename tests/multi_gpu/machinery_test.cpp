@@ -317,6 +317,11 @@ TEST(scripted_ranks, do_what_they_are_told_and_answer_with_the_error) {
     EXPECT_FALSE(refused.ok);
     EXPECT_EQ(refused.kind, "config");
     EXPECT_THAT(refused.text, HasSubstr("without its combine_send"));
+    for (const char* mode : {"exact", "static"}) {
+        ranks.all(std::string("layer d seed=5 bad_ids_of_rank=0 mode=") + mode);
+        ranks.all("whole d");
+        EXPECT_EQ(ranks.ask(0, "check d").text, "bad_ids=1") << mode;
+    }
     ranks.all("layer c more_tokens_on_rank=0 more=100");
     const answer many = ranks.ask(0, "plan c");
     EXPECT_EQ(many.kind, "config");

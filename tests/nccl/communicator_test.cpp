@@ -190,8 +190,20 @@ TEST(nccl_watchdog, work_that_does_not_end_is_aborted_at_the_limit) {
     std::array<communicator, 1> comms;
     communicator::local(rt, std::array<int, 1>{0}, comms);
     host::nccl_communicator& nccl = nccl_of(comms[0]);
+    const host::device_buffer words(nccl.context(), 2 * sizeof(std::uint32_t));
+    host::fill_bytes(nccl.context(), words.data(), 0, words.bytes(), nullptr);
+    nccl.tell_on_failure(words.as<std::uint32_t>());
+    nccl.tell_on_failure(words.as<std::uint32_t>() + 1);
+    nccl.forget(words.as<std::uint32_t>() + 1);
+    const auto told = [&](int which) {
+        std::uint32_t seen[2] = {};
+        host::copy_to_host(nccl.context(), seen, words.data(), sizeof seen, nullptr);
+        host::synchronize(nccl.context(), nullptr);
+        return seen[which] != 0;
+    };
     nccl.watch("combine", nullptr);
     std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    EXPECT_FALSE(told(0));
     EXPECT_EQ(what_of([&] { nccl.check(); }), "no error") << "what ends is no failure";
     set_events_pending(1);
     nccl.watch("dispatch", nullptr);
@@ -203,6 +215,11 @@ TEST(nccl_watchdog, work_that_does_not_end_is_aborted_at_the_limit) {
     set_events_pending(0);
     EXPECT_THAT(text, AllOf(HasSubstr("timeout: rank 0 of 1: dispatch was not done after"), HasSubstr("limit 100 ms"),
                             HasSubstr("was aborted")));
+    for (int i = 0; i < 100 && !told(0); ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    EXPECT_TRUE(told(0)) << "kernels that follow find out";
+    EXPECT_FALSE(told(1)) << "forgotten";
     comms[0] = communicator();  // ends the watchdog
     EXPECT_THAT(log.lines, ElementsAre(HasSubstr("dispatch was not done"))) << "one line";
 }
