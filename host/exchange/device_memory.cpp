@@ -143,4 +143,28 @@ poll_outcome poll_ready(const std::uint32_t* ready, std::uint32_t sequence, std:
     }
 }
 
+bool plan_kernel_runs(const driver_api& api, stream_t stream) {
+    const cu_result state = api.stream_query(stream);
+    if (state != cu_success && state != cu_not_ready) {
+        api.fail(state, "the plan kernel", "");
+    }
+    return state == cu_not_ready;
+}
+
+void report_status(const runtime_state& runtime, const plan_options& options, const plan_status& s, bool& warned) {
+    if (s.dropped_rows != 0 && options.overflow == overflow::fail) {
+        throw capacity_error(fmt::format("{} rows did not fit the capacity of their rank ({} {})", s.dropped_rows,
+                                         name(options.mode), name(options.layout)),
+                             "raise plan_args::capacity (exchange::worst_case_rows is always enough), or use "
+                             "overflow::drop");
+    }
+    if (!warned && (s.bad_ids | s.duplicate_ids | s.excess_ids) != 0) {
+        warned = true;
+        runtime.log().write(log_level::warn,
+                            fmt::format("routing: {} ids out of range and {} duplicates were taken as -1, {} experts "
+                                        "beyond topk were ignored (said once per exchange; see plan::status)",
+                                        s.bad_ids, s.duplicate_ids, s.excess_ids));
+    }
+}
+
 }  // namespace epjit::host

@@ -63,6 +63,13 @@ class lane_order {
 
 enum class poll_outcome { ready, timed_out, work_ended };
 
+/// For poll_ready: whether the stream of a plan's kernels still works. @throws cuda_error when it failed.
+bool plan_kernel_runs(const driver_api& api, stream_t stream);
+
+/// What the device has said of a plan that is done. Input problems are logged, once where `warned` was false.
+/// @throws capacity_error when rows were dropped and the options ask for that.
+void report_status(const runtime_state& runtime, const plan_options& options, const plan_status& status, bool& warned);
+
 /// Polls `*ready` until it is `sequence`. Every millisecond `running` is asked whether the stream still works; it
 /// throws when the stream failed. `work_ended`: the stream is done and the number never came.
 poll_outcome poll_ready(const std::uint32_t* ready, std::uint32_t sequence, std::chrono::milliseconds limit,

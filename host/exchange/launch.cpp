@@ -80,4 +80,30 @@ void launch(communicator_state& comm, const launchable& what, std::int64_t block
     comm.runtime->launches.fetch_add(1, std::memory_order_relaxed);
 }
 
+scatter_program prepare_scatter(const device_context& context, const loaded_variant& variant,
+                                const jit::variant_spec& spec, std::int32_t sm_budget) {
+    scatter_program program;
+    program.general = prepare_kernel(context, variant.get("scatter_kernel"), spec.threads, 0, sm_budget);
+    if (spec.stages > 0) {
+        const templates::scatter_config shape = scatter_config_of(spec);
+        program.bulk =
+            prepare_kernel(context, variant.get("scatter_bulk_kernel"), templates::scatter_bulk_threads(shape),
+                           templates::scatter_bulk_shared_bytes(shape), sm_budget);
+        program.movers = templates::scatter_movers(shape);
+    }
+    return program;
+}
+
+void launch_scatter(communicator_state& comm, const scatter_program& program,
+                    const templates::scatter_args<templates::max_driven_ranks>& args, std::int64_t tokens,
+                    std::int64_t rows_to_fill, stream_t stream) {
+    if (program.bulk && args.vector_bytes == 16 && args.weigh_input == 0) {
+        const std::int64_t blocks = (tokens + program.movers - 1) / program.movers;
+        launch(comm, program.bulk, std::max(blocks, (rows_to_fill + 7) / 8), &args, stream);
+    } else {
+        const std::int64_t warps = program.general.threads / 32;
+        launch(comm, program.general, std::max(tokens, (rows_to_fill + warps - 1) / warps), &args, stream);
+    }
+}
+
 }  // namespace epjit::host

@@ -28,8 +28,23 @@ struct launchable {
 launchable prepare_kernel(const device_context& context, const loaded_kernel& kernel, std::int32_t threads,
                           std::int32_t shared_bytes, std::int32_t sm_budget);
 
+/// A program that scatters rows, in its general and its bulk-copy form.
+struct scatter_program {
+    launchable general;
+    launchable bulk;          ///< empty where the variant has none
+    std::int32_t movers = 1;  ///< tokens a block of `bulk` moves at a time
+};
+/// Of the variant `spec`, loaded. @throws as prepare_kernel.
+scatter_program prepare_scatter(const device_context& context, const loaded_variant& variant,
+                                const jit::variant_spec& spec, std::int32_t sm_budget);
+
 /// Launches `what` with the one argument struct `args` and counts it; the context is current.
 void launch(communicator_state& comm, const launchable& what, std::int64_t blocks, const void* args, stream_t stream,
             bool cooperative = false);
+
+/// Launches the form that the arguments allow, for `tokens` tokens and `rows_to_fill` rows that no token fills.
+void launch_scatter(communicator_state& comm, const scatter_program& program,
+                    const templates::scatter_args<templates::max_driven_ranks>& args, std::int64_t tokens,
+                    std::int64_t rows_to_fill, stream_t stream);
 
 }  // namespace epjit::host

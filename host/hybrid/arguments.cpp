@@ -4,14 +4,6 @@
 namespace epjit::host {
 namespace {
 
-std::uint64_t bits_of(const void* pointer) noexcept {
-    return reinterpret_cast<std::uintptr_t>(pointer);
-}
-
-std::uint64_t bits_of(std::int64_t n) noexcept {
-    return static_cast<std::uint64_t>(n);
-}
-
 std::int64_t line_stride(const rank_setting& s, travel_area area) noexcept {
     return s.shape.line_bytes[static_cast<std::size_t>(area)];
 }

@@ -119,7 +119,7 @@ void hybrid_backend::stage_rows(const rank_plan& plan, const tensor_view& input,
     if (quantises(options)) {
         scatter_kernel_args args;
         fill_stage_args(args, setting(plan), net_, plan, input);
-        move(kernels().convert, args, plan.num_tokens, 0, stream);
+        launch_scatter(comm_, kernels().convert, args, plan.num_tokens, 0, stream);
         return;
     }
     const std::int32_t me = config_.first_driven;
@@ -174,7 +174,7 @@ void hybrid_backend::send_rows(const rank_plan& plan, const dispatch_args& ranks
         // What is not quantised is expanded from the caller's rows on this rank.
         scatter_kernel_args args;
         fill_forward_args(args, setting(plan), net_, plan, tokens, rows, own && !quantises(options) ? me : -1);
-        move(program, args, tokens.num_tokens, 0, stream);
+        launch_scatter(comm_, program, args, tokens.num_tokens, 0, stream);
     }
     net_.steps().signal(lane, lane_op::dispatch, stream);
 }

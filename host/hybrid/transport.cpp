@@ -61,16 +61,7 @@ std::uint8_t* hybrid_transport::window(travel_area area, std::int32_t lane, std:
 }
 
 void hybrid_transport::close() noexcept {
-    // The window may go only when no peer writes it any more: all ranks meet, or one of them is gone.
-    try {
-        synchronize(comm_.context, nullptr);
-        comm_.context->synchronize();
-        if (!steps_->failed()) {
-            comm_.nccl->barrier_host();
-        }
-    } catch (const std::exception& e) {
-        comm_.runtime->log().write(log_level::warn, fmt::format("closing a hybrid exchange: {}", e.what()));
-    }
+    steps_->close("a hybrid exchange");
 }
 
 }  // namespace epjit::host

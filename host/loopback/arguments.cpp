@@ -10,15 +10,19 @@ namespace {
 
 constexpr std::size_t part_alignment = 256;
 
+}  // namespace
+
 std::uint64_t bits_of(const void* pointer) noexcept {
     return reinterpret_cast<std::uintptr_t>(pointer);
+}
+
+std::uint64_t bits_of(std::int64_t bytes) noexcept {
+    return static_cast<std::uint64_t>(bytes);
 }
 
 std::int32_t weight_columns(const exchange_config& c) noexcept {
     return c.routing == routing_form::sparse ? c.num_experts : c.topk;
 }
-
-}  // namespace
 
 std::int64_t stride_bytes(const tensor_view& t) noexcept {
     return (t.row_stride != 0 ? t.row_stride : t.columns) * size_of(t.type);

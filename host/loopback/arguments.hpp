@@ -68,6 +68,11 @@ std::int32_t total_tokens(const plan_state& plan) noexcept;
 /// Bytes from one row to the next, and from one row's scales to the next's.
 std::int64_t stride_bytes(const tensor_view& t) noexcept;
 std::int32_t scale_stride_bytes(const tensor_view& t) noexcept;
+/// Row length of routing weights: K, or E of a sparse map.
+std::int32_t weight_columns(const exchange_config& c) noexcept;
+/// What widest_access takes: or these of every address, stride and length.
+std::uint64_t bits_of(const void* pointer) noexcept;
+std::uint64_t bits_of(std::int64_t bytes) noexcept;
 /// The widest access, 16, 8, 4, 2 or 1 bytes, that divides every number whose bits are or-ed into `bits`.
 std::int32_t widest_access(std::uint64_t bits) noexcept;
 

@@ -140,13 +140,8 @@ void loopback_backend::wait_for_counts(loopback_plan& plan, stream_t stream) {
     comm_.runtime->host_waits.fetch_add(1, std::memory_order_relaxed);
     const driver_api& api = comm_.context->api();
     const std::chrono::milliseconds limit = wait_limit();
-    const poll_outcome outcome = poll_ready(&plan.host_status()->ready, plan.sequence, limit, [&] {
-        const cu_result state = api.stream_query(stream);
-        if (state != cu_success && state != cu_not_ready) {
-            api.fail(state, "the plan kernel", "");
-        }
-        return state == cu_not_ready;
-    });
+    const poll_outcome outcome =
+        poll_ready(&plan.host_status()->ready, plan.sequence, limit, [&] { return plan_kernel_runs(api, stream); });
     if (outcome != poll_outcome::ready) {
         failure_ =
             fmt::format("plan: waited {} ms for the counts: expected sequence {}, seen {}{}", limit.count(),
@@ -181,20 +176,7 @@ void loopback_backend::check_reports(const loopback_plan& plan) {
         throw timeout_error(failure_,
                             "check that no other work keeps the GPU's SMs for ever, then make a new exchange");
     }
-    const plan_status& s = report.status;
-    if (s.dropped_rows != 0 && plan.options.overflow == overflow::fail) {
-        throw capacity_error(fmt::format("{} rows did not fit the capacity of their rank ({} {})", s.dropped_rows,
-                                         name(plan.options.mode), name(plan.options.layout)),
-                             "raise plan_args::capacity (exchange::worst_case_rows is always enough), or use "
-                             "overflow::drop");
-    }
-    if (!warned_ && (s.bad_ids | s.duplicate_ids | s.excess_ids) != 0) {
-        warned_ = true;
-        comm_.runtime->log().write(
-            log_level::warn, fmt::format("routing: {} ids out of range and {} duplicates were taken as -1, {} experts "
-                                         "beyond topk were ignored (said once per exchange; see plan::status)",
-                                         s.bad_ids, s.duplicate_ids, s.excess_ids));
-    }
+    report_status(*comm_.runtime, plan.options, report.status, warned_);
 }
 
 void loopback_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks,
@@ -213,14 +195,7 @@ void loopback_backend::dispatch_send(plan_state& p, std::span<const dispatch_arg
     }
     const scoped_context current(*comm_.context);
     order_on(options.lane, stream);
-    if (k.scatter_bulk && args.vector_bytes == 16 && args.weigh_input == 0) {
-        const std::int64_t blocks = (args.num_tokens + k.bulk_movers - 1) / k.bulk_movers;
-        launch(comm_, k.scatter_bulk, std::max(blocks, (rows_to_fill + 7) / 8), &args, stream);
-    } else {
-        const std::int64_t warps = k.scatter.threads / 32;
-        launch(comm_, k.scatter, std::max<std::int64_t>(args.num_tokens, (rows_to_fill + warps - 1) / warps), &args,
-               stream);
-    }
+    launch_scatter(comm_, k.scatter, args, args.num_tokens, rows_to_fill, stream);
 }
 
 void loopback_backend::combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,

@@ -4,6 +4,7 @@
 #include "epjit/jit/variants.hpp"
 
 namespace epjit::host {
+
 std::array<jit::variant_spec, 3> loopback_specs(const resolved_config& config, jit::target_arch arch) {
     const exchange_config& c = config.config;
     return {jit::plan_spec(arch, c.num_experts, config.placement.num_slots, config.num_ranks, c.topk,
@@ -19,17 +20,10 @@ loopback_kernels::loopback_kernels(communicator_state& comm, const resolved_conf
     variants_ = comm.runtime->load(comm.context, specs);
     const std::int32_t budget = config.config.num_sms;
     const templates::plan_config plan_shape = plan_config_of(specs[0]);
-    const templates::scatter_config scatter_shape = scatter_config_of(specs[1]);
     plan_keys = templates::plan_keys(plan_shape);
     plan = prepare_kernel(context, variants_[0]->get("plan_kernel"), specs[0].threads,
                           templates::plan_shared_bytes(plan_shape), budget);
-    scatter = prepare_kernel(context, variants_[1]->get("scatter_kernel"), specs[1].threads, 0, budget);
-    if (specs[1].stages > 0) {
-        scatter_bulk = prepare_kernel(context, variants_[1]->get("scatter_bulk_kernel"),
-                                      templates::scatter_bulk_threads(scatter_shape),
-                                      templates::scatter_bulk_shared_bytes(scatter_shape), budget);
-        bulk_movers = templates::scatter_movers(scatter_shape);
-    }
+    scatter = prepare_scatter(context, *variants_[1], specs[1], budget);
     gather = prepare_kernel(context, variants_[2]->get("gather_kernel"), specs[2].threads, 0, budget);
     if (config.config.backward) {
         weight_gradient(comm, config);

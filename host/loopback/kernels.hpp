@@ -26,11 +26,9 @@ class loopback_kernels {
     const launchable& weight_gradient(communicator_state& comm, const resolved_config& config);
 
     launchable plan;
-    launchable scatter;
-    launchable scatter_bulk;  ///< empty where the variant has none
+    scatter_program scatter;
     launchable gather;
     std::int32_t plan_keys = 0;
-    std::int32_t bulk_movers = 1;  ///< tokens a block of scatter_bulk moves at a time
 
    private:
     std::vector<std::shared_ptr<const loaded_variant>> variants_;

@@ -3,6 +3,7 @@
 
 #include "epjit/error.hpp"
 #include "epjit/jit/variants.hpp"
+#include "host/nccl/communicator.hpp"
 
 #include <fmt/format.h>
 
@@ -129,6 +130,18 @@ void peer_steps::check(std::string_view exchange) const {
                                             record->expected, record->seen, text(record->seen_op)),
                                 "look at what that rank does; raise EPJIT_WAIT_TIMEOUT_MS if it is only slow; then "
                                 "make a new exchange");
+    }
+}
+
+void peer_steps::close(std::string_view what) const noexcept {
+    try {
+        synchronize(comm_.context, nullptr);
+        comm_.context->synchronize();
+        if (!failed()) {
+            comm_.nccl->barrier_host();
+        }
+    } catch (const std::exception& e) {
+        comm_.runtime->log().write(log_level::warn, fmt::format("closing {}: {}", what, e.what()));
     }
 }
 

@@ -18,8 +18,7 @@ namespace epjit::host {
 class peer_steps {
    public:
     /// Of the ranks [first, first + count) of the communicator, this one among them; the window's rank 0 is rank
-    /// `first_in_window`. `window` starts with
-    /// words_bytes(). @throws what runtime_state::load throws, cuda_error.
+    /// `first_in_window`. `window` starts with words_bytes(). @throws what runtime_state::load throws, cuda_error.
     peer_steps(communicator_state& comm, const symmetric_window& window, std::int32_t first, std::int32_t count,
                const travel_shape& shape, std::int32_t first_in_window = 0);
 
@@ -43,9 +42,12 @@ class peer_steps {
 
     /// @throws config_error (ranks called different things) or timeout_error once a kernel has met a failure.
     void check(std::string_view exchange) const;
-    [[nodiscard]] bool failed() const noexcept;
+    /// Before the window goes: this rank's work is done and, unless the exchange has failed, all ranks have come here,
+    /// so that no peer writes the window any more. What goes wrong is logged as "closing `what`".
+    void close(std::string_view what) const noexcept;
 
    private:
+    [[nodiscard]] bool failed() const noexcept;
     static templates::lane_area group_of(travel_area area) noexcept;
     static std::int64_t words_offset(std::int32_t count, std::int32_t lane) noexcept {
         return templates::window_words_offset + lane * ((count * 8 + 255) / 256 * 256);

@@ -131,16 +131,7 @@ void lsa_transport::require_all_reachable() {
 }
 
 void lsa_transport::close() noexcept {
-    // The window may go only when no peer writes it any more: all ranks meet, or one of them is gone.
-    try {
-        synchronize(comm_.context, nullptr);
-        comm_.context->synchronize();
-        if (!steps_->failed()) {
-            comm_.nccl->barrier_host();
-        }
-    } catch (const std::exception& e) {
-        comm_.runtime->log().write(log_level::warn, fmt::format("closing an lsa exchange: {}", e.what()));
-    }
+    steps_->close("an lsa exchange");
 }
 
 }  // namespace

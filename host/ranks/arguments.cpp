@@ -46,14 +46,6 @@ void start(gather_kernel_args& args, const rank_setting& s, const rank_plan& pla
 
 namespace {
 
-std::uint64_t bits_of(const void* pointer) noexcept {
-    return reinterpret_cast<std::uintptr_t>(pointer);
-}
-
-std::uint64_t bits_of(std::int64_t n) noexcept {
-    return static_cast<std::uint64_t>(n);
-}
-
 std::int32_t lane_of(const rank_plan& plan) noexcept {
     return plan.options.lane;
 }
@@ -74,10 +66,6 @@ template <class Args>
 void own_the_tokens(Args& args, const rank_setting& s, const rank_plan& plan) {
     args.ranks[s.config.first_driven].num_tokens = plan.num_tokens;
     args.num_tokens = plan.num_tokens;
-}
-
-std::int32_t weight_columns(const exchange_config& c) noexcept {
-    return c.routing == routing_form::sparse ? c.num_experts : c.topk;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 namespace epjit::host {
@@ -41,7 +42,7 @@ void rank_backend::refuse_tokens(const rank_plan& plan, std::int32_t rank, std::
 
 std::unique_ptr<rank_plan> rank_backend::plan_with_memory(const plan_options& options,
                                                           std::unique_ptr<plan_state> reuse, stream_t stream) {
-    const std::int32_t most = options.token_bound != 0 ? options.token_bound : config_.config.max_tokens_per_rank;
+    const std::int32_t most = bound(options);
     if (reuse != nullptr) {
         std::unique_ptr<rank_plan> old(static_cast<rank_plan*>(reuse.release()));
         // Work of another lane is not ordered before this one, so its memory cannot be written yet.
@@ -85,7 +86,7 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
     args.lines_out = way_->lines_out(lane);
     args.lines_offset = way_->lines_offset(lane);
     const launchable& kernel = kernels().plan;
-    // The grid may not depend on this rank's tokens alone where launches share block counts: it does not, all are here.
+    // The same grid in each launch: they share the blocks' counts.
     const std::int64_t blocks = templates::exchange_plan_blocks(plan.num_tokens, kernel.max_blocks);
     if (way_->peers_written()) {
         args.phases = templates::plan_phase_count | templates::plan_phase_place | templates::plan_phase_finish;
@@ -106,7 +107,6 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
                                                     stream_t stream, std::unique_ptr<plan_state> reuse) {
     way_->check();
     if (reuse != nullptr) {
-        refuse_early(static_cast<const rank_plan&>(*reuse));
         report(static_cast<const rank_plan&>(*reuse));
     }
     kernels();
@@ -140,11 +140,7 @@ void rank_backend::wait_for_counts(rank_plan& plan, stream_t stream) {
     const std::chrono::milliseconds limit = wait_limit() + std::chrono::seconds(2);
     const poll_outcome outcome = poll_ready(&plan.host_status()->ready, plan.sequence, limit, [&] {
         way_->check();
-        const cu_result state = api.stream_query(stream);
-        if (state != cu_success && state != cu_not_ready) {
-            api.fail(state, "the plan kernel", "");
-        }
-        return state == cu_not_ready;
+        return plan_kernel_runs(api, stream);
     });
     if (outcome != poll_outcome::ready) {
         way_->check();
@@ -178,35 +174,8 @@ void rank_backend::report(const rank_plan& plan) {
         return;
     }
     first_step_done_ = true;
-    const templates::plan_status& s = *plan.host_status();
-    if (s.refusing_rank != 0) {
-        refuse_tokens(plan, static_cast<std::int32_t>(s.refusing_rank) - 1,
-                      static_cast<std::int32_t>(s.refused_tokens));
-    }
-    if (s.dropped_rows != 0 && plan.options.overflow == overflow::fail) {
-        throw capacity_error(fmt::format("{} rows did not fit the capacity of their rank ({} {})", s.dropped_rows,
-                                         name(plan.options.mode), name(plan.options.layout)),
-                             "raise plan_args::capacity (exchange::worst_case_rows is always enough), or use "
-                             "overflow::drop");
-    }
-    if (!warned_ && (s.bad_ids | s.duplicate_ids | s.excess_ids) != 0) {
-        warned_ = true;
-        comm_.runtime->log().write(
-            log_level::warn, fmt::format("routing: {} ids out of range and {} duplicates were taken as -1, {} experts "
-                                         "beyond topk were ignored (said once per exchange; see plan::status)",
-                                         s.bad_ids, s.duplicate_ids, s.excess_ids));
-    }
-}
-
-void rank_backend::move(const scatter_program& program, const scatter_kernel_args& args, std::int64_t tokens,
-                        std::int64_t rows_to_fill, stream_t stream) {
-    if (program.bulk && args.vector_bytes == 16 && args.weigh_input == 0) {
-        const std::int64_t blocks = (tokens + program.movers - 1) / program.movers;
-        launch(comm_, program.bulk, std::max(blocks, (rows_to_fill + 7) / 8), &args, stream);
-    } else {
-        const std::int64_t warps = program.general.threads / 32;
-        launch(comm_, program.general, std::max(tokens, (rows_to_fill + warps - 1) / warps), &args, stream);
-    }
+    refuse_early(plan);
+    report_status(*comm_.runtime, plan.options, plan.status(), warned_);
 }
 
 void rank_backend::send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
@@ -222,7 +191,7 @@ void rank_backend::send_weights(const rank_plan& plan, const float* weights, tra
     args.link = way_->link(plan.options.lane);
     args.op = op;
     args.num_tokens = plan.num_tokens;
-    args.weight_columns = c.routing == routing_form::sparse ? c.num_experts : c.topk;
+    args.weight_columns = weight_columns(c);
     for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
         args.to[r] = reinterpret_cast<float*>(way_->out(area, plan.options.lane, r));
     }
@@ -267,7 +236,7 @@ void rank_backend::send_rows(const rank_plan& plan, const dispatch_args& ranks, 
     } else if (plan.num_tokens != 0) {
         scatter_kernel_args args;
         fill_send_args(args, setting(plan), plan, ranks.input, quantises(options));
-        move(crosses_raw(options) ? k.raw : k.convert, args, plan.num_tokens, 0, stream);
+        launch_scatter(comm_, crosses_raw(options) ? k.raw : k.convert, args, plan.num_tokens, 0, stream);
     }
     constexpr std::array areas{travel_area::rows, travel_area::weights, travel_area::scales};
     way_->post(lane, lane_op::dispatch, std::span(areas).first(scales_cross(options) ? 3 : 2), traffic(plan), false,
@@ -295,19 +264,13 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
             args.ranks[r].input_scales = arrived(travel_area::scales, options.lane, r);
         }
     }
-    const std::int64_t lines = plan.exact
-                                   ? [&] {
-                                         std::int64_t n = 0;
-                                         for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
-                                             n += plan.lines_received()[r];
-                                         }
-                                         return n;
-                                     }()
-                                   : std::int64_t{config_.num_ranks} * bound(plan);
+    const std::int64_t lines =
+        plan.exact ? std::accumulate(plan.lines_received(), plan.lines_received() + config_.num_ranks, std::int64_t{0})
+                   : std::int64_t{config_.num_ranks} * bound(plan);
     const std::int64_t to_fill = config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven) + 1] -
                                  config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven)] +
                                  (plan.exact ? 0 : plan.capacity);
-    move(quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
+    launch_scatter(comm_, quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
     rows_read(plan, stream);
     leave_rows(plan, crossing, !own_input || way_->whole_tensors());
 }

@@ -37,7 +37,7 @@ void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradie
         } else if (plan.num_tokens != 0) {
             scatter_kernel_args send;
             fill_send_args(send, setting(plan), plan, ranks[0].gradient, false);
-            move(k.gradients, send, plan.num_tokens, 0, stream);
+            launch_scatter(comm_, k.gradients, send, plan.num_tokens, 0, stream);
         }
         constexpr std::array rows{travel_area::rows};
         way_->post(lane, lane_op::gradient_rows, rows, traffic(plan), false, stream);

@@ -28,23 +28,13 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
     variants_ = comm.runtime->load(comm.context, specs);
     const std::int32_t budget = c.num_sms;
     const auto scatter_of = [&](dtype input, dtype output) {
-        scatter_program program;
         for (std::size_t i = 0; i < specs.size(); ++i) {
             const jit::variant_spec& s = specs[i];
-            if (s.kind != jit::kernel_kind::permute_dispatch || s.input != input || s.output != output) {
-                continue;
+            if (s.kind == jit::kernel_kind::permute_dispatch && s.input == input && s.output == output) {
+                return prepare_scatter(context, *variants_[i], s, budget);
             }
-            program.general = prepare_kernel(context, variants_[i]->get("scatter_kernel"), s.threads, 0, budget);
-            if (s.stages > 0) {
-                const templates::scatter_config shape = scatter_config_of(s);
-                program.bulk = prepare_kernel(context, variants_[i]->get("scatter_bulk_kernel"),
-                                              templates::scatter_bulk_threads(shape),
-                                              templates::scatter_bulk_shared_bytes(shape), budget);
-                program.movers = templates::scatter_movers(shape);
-            }
-            break;
         }
-        return program;
+        return scatter_program{};
     };
     for (std::size_t i = 0; i < specs.size(); ++i) {
         const jit::variant_spec& s = specs[i];

@@ -11,13 +11,6 @@
 
 namespace epjit::host {
 
-/// A program that scatters rows, in its general and its bulk-copy form.
-struct scatter_program {
-    launchable general;
-    launchable bulk;  ///< empty where the variant has none
-    std::int32_t movers = 1;
-};
-
 class rank_kernels {
    public:
     /// @throws what runtime_state::load throws; unsupported_error when a block does not fit the GPU.

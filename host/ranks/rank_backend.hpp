@@ -74,9 +74,10 @@ class rank_backend : public backend {
     [[nodiscard]] line_traffic traffic(const rank_plan& plan) const noexcept {
         return plan.exact ? line_traffic{plan.lines_sent(), plan.lines_received()} : line_traffic{};
     }
-    [[nodiscard]] std::int32_t bound(const rank_plan& plan) const noexcept {
-        return plan.options.token_bound != 0 ? plan.options.token_bound : config_.config.max_tokens_per_rank;
+    [[nodiscard]] std::int32_t bound(const plan_options& options) const noexcept {
+        return options.token_bound != 0 ? options.token_bound : config_.config.max_tokens_per_rank;
     }
+    [[nodiscard]] std::int32_t bound(const rank_plan& plan) const noexcept { return bound(plan.options); }
     /// Rows cross as they came where they are quantised row by row, each with its weight, and as whole tensors.
     [[nodiscard]] bool crosses_raw(const dispatch_options& options) const noexcept {
         return config_.config.input_type != config_.config.dispatch_type &&
@@ -88,8 +89,6 @@ class rank_backend : public backend {
     [[nodiscard]] bool scales_cross(const dispatch_options& options) const noexcept {
         return config_.config.scales != scale_type::none && !crosses_raw(options);
     }
-    void move(const scatter_program& program, const scatter_kernel_args& args, std::int64_t tokens,
-              std::int64_t rows_to_fill, stream_t stream);
     void send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
                       templates::lane_op op = templates::lane_op::none);
 
