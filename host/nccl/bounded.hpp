@@ -7,7 +7,10 @@
 
 #include <chrono>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <span>
+#include <string>
 
 namespace epjit::host {
 
@@ -21,6 +24,12 @@ nccl_result settle(const nccl_api& api, nccl_comm comm, nccl_result result, stea
 /// itself, so it may use nothing that does not outlive it: it holds what it needs.
 std::optional<nccl_result> call_bounded(const shared_context& context, std::function<nccl_result()> call,
                                         steady_time until);
+
+/// Aborts communicators of one GPU, all at once: NCCL frees device memory while it takes one down, which waits for the
+/// kernels of the others, and those end when their own communicator is told. False when one is not done by `until`; it
+/// then goes on by itself.
+bool abort_together(const shared_context& context, const std::shared_ptr<const nccl_api>& api,
+                    std::span<ncclComm* const> comms, steady_time until) noexcept;
 
 /// "rank 3 of 8".
 std::string rank_text(int rank, int size);

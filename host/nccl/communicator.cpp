@@ -154,12 +154,16 @@ void nccl_communicator::abort_now(failure kind, const std::string& text, int cod
     cu_context previous = nullptr;
     const bool current = context_->api().context_push(context_->handle()) == cu_success;
     tell_words();
-    if (handle_ != control_) {
-        api_->comm_abort(handle_);
-    }
-    api_->comm_abort(control_);
     if (current) {
         context_->api().context_pop(&previous);
+    }
+    ncclComm* const both[] = {control_, handle_};
+    if (!abort_together(context_, api_, std::span(both).first(handle_ != control_ ? 2 : 1),
+                        clock::now() + close_limit)) {
+        runtime_->log().write(log_level::warn,
+                              fmt::format("{}: NCCL did not end the abort of its communicator within {} ms; it is left "
+                                          "to the end of the process",
+                                          rank_text(rank_, size_), close_limit.count()));
     }
 }
 

@@ -56,7 +56,7 @@ struct nccl_builder {
         for (rank_comms& r : comms) {
             const driver_api& driver = r.context->api();
             const bool current = driver.context_push(r.context->handle()) == cu_success;
-            // The parent first: that ends the call that may still be about to write the child.
+            // The parent first: that ends the call that may still be about to write the child. No kernel runs yet.
             if (r.control != nullptr) {
                 api->comm_abort(r.control);
             }

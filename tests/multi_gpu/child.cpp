@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/multi_gpu/child.hpp"
 
+#include "tests/multi_gpu/last_words.hpp"
+
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
@@ -12,7 +15,10 @@
 #include <poll.h>
 #include <spawn.h>
 #include <stdexcept>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
@@ -81,7 +87,7 @@ int ms_until(deadline until) {
 
 }  // namespace
 
-child_process::child_process(const std::string& name, const environment_changes& environment) {
+child_process::child_process(const std::string& name, const environment_changes& environment, errors whose) {
     int to[2];
     int from[2];
     if (::pipe2(to, O_CLOEXEC) != 0) {
@@ -96,6 +102,13 @@ child_process::child_process(const std::string& name, const environment_changes&
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, to[0], 0);
     posix_spawn_file_actions_adddup2(&actions, from[1], report_descriptor);
+    if (whose == errors::kept) {
+        errors_ = ::memfd_create("stderr", MFD_CLOEXEC);
+        if (errors_ >= 0) {
+            ::fcntl(errors_, F_SETFL, O_APPEND);
+            posix_spawn_file_actions_adddup2(&actions, errors_, 2);
+        }
+    }
     environment_changes changes = environment;
     changes.emplace_back(name_variable, name);
     changes.emplace_back(parent_variable, std::to_string(::getpid()));
@@ -124,14 +137,19 @@ child_process::child_process(child_process&& other) noexcept
     : pid_(std::exchange(other.pid_, -1)),
       to_(std::exchange(other.to_, -1)),
       from_(std::exchange(other.from_, -1)),
+      errors_(std::exchange(other.errors_, -1)),
       buffer_(std::move(other.buffer_)),
-      ended_(other.ended_) {}
+      status_(other.status_) {}
 
 child_process::~child_process() {
-    if (pid_ > 0 && !ended_) {
+    if (pid_ > 0 && !status_) {
         ::kill(pid_, SIGKILL);
-        while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
-        }
+        reap(true);
+    }
+    char bytes[4096];
+    off_t at = 0;
+    for (ssize_t n = 0; errors_ >= 0 && (n = ::pread(errors_, bytes, sizeof bytes, at)) > 0; at += n) {
+        static_cast<void>(!::write(2, bytes, static_cast<std::size_t>(n)));
     }
     close_all();
 }
@@ -139,6 +157,20 @@ child_process::~child_process() {
 void child_process::close_all() noexcept {
     close_one(to_);
     close_one(from_);
+    close_one(errors_);
+}
+
+bool child_process::reap(bool wait) noexcept {
+    while (!status_) {
+        int status = 0;
+        const pid_t done = ::waitpid(pid_, &status, wait ? 0 : WNOHANG);
+        if (done == pid_) {
+            status_ = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+        } else if (done == 0 || errno != EINTR) {
+            break;
+        }
+    }
+    return status_.has_value();
 }
 
 bool child_process::send(std::string_view line) {
@@ -169,32 +201,50 @@ std::optional<std::string> child_process::receive(deadline until) {
 }
 
 void child_process::signal(int number) const {
-    if (pid_ > 0 && !ended_) {
+    if (pid_ > 0 && !status_) {
         ::kill(pid_, number);
     }
 }
 
+std::optional<child_process::ending> child_process::ended(deadline until) {
+    while (!reap(false)) {
+        if (std::chrono::steady_clock::now() >= until) {
+            return std::nullopt;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return ending{true, *status_};
+}
+
 child_process::ending child_process::wait(deadline until) {
-    ending e;
-    int status = 0;
-    for (;;) {
-        const pid_t done = ::waitpid(pid_, &status, e.in_time ? WNOHANG : 0);
-        if (done == pid_) {
-            break;
-        }
-        if (done < 0 && errno != EINTR) {
-            break;
-        }
-        if (e.in_time && std::chrono::steady_clock::now() >= until) {
-            e.in_time = false;
-            ::kill(pid_, SIGKILL);
-        } else if (e.in_time) {
+    if (const auto e = ended(until)) {
+        return *e;
+    }
+    ::kill(pid_, SIGKILL);
+    reap(true);
+    return {false, status_.value_or(-1)};
+}
+
+std::string child_process::last_words() {
+    constexpr off_t most = 6000;
+    const auto size = [this] {
+        struct stat about {};
+        return errors_ >= 0 && ::fstat(errors_, &about) == 0 ? about.st_size : off_t{0};
+    };
+    if (errors_ >= 0 && !reap(false)) {
+        // Its first thread, which is the one that was asked something. A stopped one does not answer.
+        const off_t before = size();
+        ::syscall(SYS_tgkill, pid_, pid_, where_are_you);
+        for (const deadline until = in_ms(500); size() == before && std::chrono::steady_clock::now() < until;) {
             std::this_thread::sleep_for(std::chrono::milliseconds(2));
         }
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
-    ended_ = true;
-    e.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-    return e;
+    const off_t all = size();
+    std::string text(static_cast<std::size_t>(std::min(all, most)), '\0');
+    const ssize_t n = text.empty() ? 0 : ::pread(errors_, text.data(), text.size(), all - std::min(all, most));
+    text.resize(static_cast<std::size_t>(std::max<ssize_t>(n, 0)));
+    return text;
 }
 
 bool child_io::send(std::string_view line) {
@@ -233,6 +283,7 @@ std::optional<int> run_as_child() {
     }
     ::fcntl(report_descriptor, F_SETFD, FD_CLOEXEC);
     ::signal(SIGPIPE, SIG_IGN);
+    leave_last_words();
     const auto found = child_functions().find(name);
     if (found == child_functions().end()) {
         std::fprintf(stderr, "no child function %s\n", name);

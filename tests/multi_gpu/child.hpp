@@ -21,12 +21,14 @@ inline deadline in_ms(std::int64_t ms) {
 
 using environment_changes = std::vector<std::pair<std::string, std::string>>;
 
-/// A child and the pipes to it. Killed and reaped when destroyed. Its stdout and stderr are the parent's.
+/// A child and the pipes to it. Killed and reaped when destroyed. Its stdout is the parent's.
 class child_process {
    public:
+    /// Whose stderr a child's is: the parent's at once, or kept for last_words() and passed on in the end.
+    enum class errors { shared, kept };
     /// Runs the child function `name` (see child_function) with these variables added to or replaced in this process's.
     /// @throws std::runtime_error.
-    child_process(const std::string& name, const environment_changes& environment);
+    child_process(const std::string& name, const environment_changes& environment, errors to = errors::shared);
     ~child_process();
     child_process(child_process&& other) noexcept;
     child_process& operator=(child_process&&) = delete;
@@ -43,13 +45,19 @@ class child_process {
     };
     /// Waits for its end, and kills it when the time is over.
     ending wait(deadline until);
+    /// How it ended, where it has by `until`; it goes on otherwise.
+    std::optional<ending> ended(deadline until);
+    /// The end of what it has written to a stderr that is kept. A process that goes on says where it is first.
+    std::string last_words();
 
    private:
     void close_all() noexcept;
+    /// Reaps it if it has ended.
+    bool reap(bool wait) noexcept;
     pid_t pid_ = -1;
-    int to_ = -1, from_ = -1;
+    int to_ = -1, from_ = -1, errors_ = -1;
     std::string buffer_;
-    bool ended_ = false;
+    std::optional<int> status_;  ///< exit status, or 128 + signal, once reaped
 };
 
 /// The child's side.

@@ -331,8 +331,23 @@ TEST(scripted_ranks, do_what_they_are_told_and_answer_with_the_error) {
     EXPECT_TRUE(ranks.first_failure(0, {"sleep ms=30", "sleep ms=20"}, 10'000).ms >= 50);
     ranks.all("drop_exchange 0");
     ranks.tell(0, "exit");
-    EXPECT_EQ(ranks.hear(0, 10'000).kind, "silent");
+    const answer gone = ranks.hear(0, 10'000);
+    EXPECT_EQ(gone.kind, "silent");
+    EXPECT_THAT(gone.text, HasSubstr("rank 0 in 'exit': its process ended with status 0"));
     EXPECT_EQ(ranks.child(0).wait(in_ms(10'000)).status, 0);
+}
+
+TEST(scripted_ranks, say_how_they_ended_and_where_they_are) {
+    scripted_ranks ranks({2, true, false, 0}, {{"EPJIT_TEST_HOST_WORLD", "1"}});
+    ranks.tell(0, "crash");
+    EXPECT_THAT(ranks.hear(0, 10'000).text,
+                testing::AllOf(HasSubstr("rank 0 in 'crash': its process was ended by signal 11"),
+                               HasSubstr("it said: signal 11\n"), HasSubstr("epjit test rank(")));
+    ranks.tell(1, "sleep ms=2000");
+    EXPECT_THAT(ranks.hear(1, 100).text,
+                testing::AllOf(HasSubstr("rank 1 in 'sleep ms=2000': no answer within 100 ms"),
+                               HasSubstr("asked where it is:\n"), HasSubstr("epjit test rank(")));
+    EXPECT_TRUE(ranks.hear(1, 10'000).ok) << "it went on";
 }
 
 TEST(run_children, run_a_layer_and_answer) {

@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -119,6 +120,9 @@ class script {
         if (name == "exit") {
             ::_exit(0);
         }
+        if (name == "crash") {
+            ::raise(SIGSEGV);
+        }
         return on_layer(name, c);
     }
 
@@ -178,7 +182,9 @@ class script {
                               static_cast<std::size_t>(tokens));
             in.tokens = tokens;
         }
-        l.memory = world_->make_memory();
+        if (l.memory == nullptr) {
+            l.memory = world_->make_memory();  // kept by a layer made anew: the stream of a lane's last call must live
+        }
         tools::layer_options o;
         o.experts_in_place = true;
         o.lane = c.number("lane", 0);

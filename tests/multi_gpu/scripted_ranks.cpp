@@ -1,9 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/multi_gpu/scripted_ranks.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
+
 namespace epjit::tests {
+namespace {
+
+std::string ending_text(int status) {
+    return status > 128
+               ? fmt::format("its process was ended by signal {} ({})", status - 128, ::strsignal(status - 128))
+               : fmt::format("its process ended with status {}", status);
+}
+
+}  // namespace
 
 scripted_ranks::scripted_ranks(const rank_setup& setup, const environment_changes& environment) {
     const int port = next_port();
@@ -13,20 +26,26 @@ scripted_ranks::scripted_ranks(const rank_setup& setup, const environment_change
             std::erase_if(changes, [&](const auto& other) { return other.first == change.first; });
             changes.push_back(change);
         }
-        children_.emplace_back("script", changes);
+        children_.emplace_back("script", changes, child_process::errors::kept);
     }
+    told_.resize(children_.size());
 }
 
 void scripted_ranks::tell(int rank, const std::string& command) {
+    told_[static_cast<std::size_t>(rank)] = command;
     child(rank).send(command);
 }
 
 answer scripted_ranks::hear(int rank, std::int64_t within_ms) {
     answer a;
-    const auto line = child(rank).receive(in_ms(within_ms));
+    const deadline until = in_ms(within_ms);
+    const auto line = child(rank).receive(until);
     if (!line) {
+        const auto end = child(rank).ended(std::max(until, in_ms(0)) == until ? in_ms(2'000) : until);
         a.kind = "silent";
-        a.text = "no answer within " + std::to_string(within_ms) + " ms, or the process ended";
+        a.text = fmt::format("rank {} in '{}': {}; it said: {}", rank, told_[static_cast<std::size_t>(rank)],
+                             end ? ending_text(end->status) : fmt::format("no answer within {} ms", within_ms),
+                             child(rank).last_words());
         a.ms = within_ms;
         return a;
     }

@@ -8,13 +8,14 @@
 #include <deque>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 namespace epjit::tests {
 
 struct answer {
     bool ok = false;
     std::int64_t ms = 0;
-    std::string kind;  ///< of an error: name(error_kind), "exception", or "silent" when none came in time
+    std::string kind;  ///< of an error: name(error_kind), "exception", or "silent" when none came: the text says why
     std::string text;
 };
 
@@ -38,6 +39,7 @@ class scripted_ranks {
 
    private:
     std::deque<child_process> children_;
+    std::vector<std::string> told_;  ///< each one's last command
 };
 
 }  // namespace epjit::tests

@@ -183,6 +183,22 @@ TEST(nccl_communicator, a_gather_without_a_peer_ends_and_the_communicator_is_gon
     EXPECT_THAT(errors, Each(""));
 }
 
+// Freeing device memory, as an abort does, waits for every kernel: also for that of the other communicator.
+TEST(nccl_communicator, work_on_one_communicator_does_not_hold_up_the_abort_of_the_other) {
+    const stub_switch waits(version, "abort_waits", 1);
+    const auto start = std::chrono::steady_clock::now();
+    const outcomes errors = run_ranks(
+        version, 2,
+        [](int rank, communicator& comm, runtime&) {
+            if (rank == 0) {
+                EXPECT_THAT(what_of([&] { nccl_of(comm).barrier_host(); }), HasSubstr("timeout: rank 0 of 2"));
+            }
+        },
+        200);
+    EXPECT_THAT(errors, Each(""));
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8)) << "an abort was given up";
+}
+
 TEST(nccl_watchdog, work_that_does_not_end_is_aborted_at_the_limit) {
     runtime rt = stub_runtime(version, 100);
     log_lines log;

@@ -31,7 +31,10 @@ namespace {
 /// What tests set through stub_nccl_set.
 struct control_state {
     std::atomic<int> null_window{0}, swap_peers{0}, team_size{0}, fail_init{0}, fail_allocate{0}, async_error{0};
+    /// An abort waits for all work that is under way, as one that frees device memory does.
+    std::atomic<int> abort_waits{0};
     std::atomic<int> aborts{0}, destroys{0}, live_windows{0}, live_memory{0}, blocking_splits{0}, groups{0};
+    std::atomic<int> under_way{0};
 };
 control_state& control() {
     static control_state state;
@@ -248,6 +251,10 @@ void world::carry_out() {
 }
 
 nccl_result world::meet(ncclComm* comm, std::vector<call> calls) {
+    struct guard {
+        guard() { ++control().under_way; }
+        ~guard() { --control().under_way; }
+    } const here;
     std::unique_lock lock(mutex);
     const std::uint64_t mine = round;
     brought[comm->rank] = std::move(calls);
@@ -311,7 +318,8 @@ void stub_nccl_set(const char* name, int value) {
     control_state& c = control();
     const std::map<std::string_view, std::atomic<int>*> fields{
         {"null_window", &c.null_window}, {"swap_peers", &c.swap_peers},       {"team_size", &c.team_size},
-        {"fail_init", &c.fail_init},     {"fail_allocate", &c.fail_allocate}, {"async_error", &c.async_error}};
+        {"fail_init", &c.fail_init},     {"fail_allocate", &c.fail_allocate}, {"async_error", &c.async_error},
+        {"abort_waits", &c.abort_waits}};
     *fields.at(name) = value;
 }
 int stub_nccl_get(const char* name) {
@@ -381,6 +389,9 @@ nccl_result ncclCommAbort(ncclComm* comm) {
     ++control().aborts;
     comm->aborted = true;
     join(comm);
+    while (control().abort_waits != 0 && control().under_way != 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     delete comm;
     return nccl_success;
 }
