@@ -36,7 +36,7 @@ class dense_transport final : public sendrecv_transport {
     void post(std::int32_t lane, lane_op op, std::span<const travel_area> areas, const line_traffic& traffic, bool back,
               stream_t stream) override {
         transfers_.clear();
-        order_group(stream);
+        begin_group(phase_of(op), stream);
         for (const travel_area area : areas) {
             if (area == travel_area::rows || area == travel_area::scales) {
                 comm_.nccl->all_gather(in(area, lane, me_), in(area, lane, 0),
@@ -45,7 +45,8 @@ class dense_transport final : public sendrecv_transport {
                 append(lane, area, area == travel_area::partials ? line_traffic{} : traffic, back);
             }
         }
-        send_all(op, stream);
+        comm_.nccl->exchange(transfers_, stream);
+        end_group(stream);
     }
 
    private:

@@ -141,6 +141,7 @@ inline constexpr unsigned stream_non_blocking = 1;
     X(stream_synchronize, "cuStreamSynchronize", stream_t)                                                            \
     X(stream_query, "cuStreamQuery", stream_t)                                                                        \
     X(stream_wait_event, "cuStreamWaitEvent", stream_t, cu_event, unsigned)                                           \
+    X(stream_write_word, "cuStreamWriteValue32_v2", stream_t, cu_pointer, unsigned, unsigned)                         \
     X(event_create, "cuEventCreate", cu_event*, unsigned)                                                             \
     X(event_destroy, "cuEventDestroy_v2", cu_event)                                                                   \
     X(event_record, "cuEventRecord", cu_event, stream_t)                                                              \

@@ -69,8 +69,9 @@ class nccl_communicator {
         end_group(call, enqueue());
     }
 
-    /// Names the work enqueued on `stream` so far (outside a capture): the watchdog aborts the communicator when it is
-    /// not done within the limit, and check() then throws. Allocation-free. `phase` is text of the program's.
+    /// Names the work enqueued on `stream` so far (outside a capture; see watched_groups for replays): the watchdog
+    /// aborts the communicator when it is not done within the limit, and check() then throws. Allocation-free. `phase`
+    /// is text of the program's.
     void watch(const char* phase, stream_t stream);
     /// @throws timeout_error or nccl_error once the watchdog or NCCL has met a failure.
     void check() const;
@@ -83,6 +84,7 @@ class nccl_communicator {
     friend struct nccl_builder;
     friend class symmetric_window;
     friend class nccl_watchdog;
+    friend class watched_groups;
     enum class failure : int { none, timeout, nccl };
     struct staging;
 

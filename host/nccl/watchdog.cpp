@@ -12,6 +12,8 @@ namespace epjit::host {
 namespace {
 constexpr std::chrono::milliseconds busy_tick{5};
 constexpr std::chrono::milliseconds idle_tick{200};
+/// Replays begin unseen.
+constexpr std::chrono::milliseconds replay_tick{20};
 /// How long the abort waits for a thread that is inside NCCL.
 constexpr std::chrono::seconds grace{5};
 }  // namespace
@@ -57,6 +59,16 @@ bool nccl_watchdog::idle() {
     return count_ == 0;
 }
 
+void nccl_watchdog::add(watched_groups* groups) {
+    const std::lock_guard lock(mutex_);
+    groups_.push_back(groups);
+}
+
+void nccl_watchdog::remove(const watched_groups* groups) noexcept {
+    const std::lock_guard lock(mutex_);
+    std::erase(groups_, groups);
+}
+
 std::chrono::milliseconds nccl_watchdog::limit() const noexcept {
     const settings& options = comm_.runtime_->options;
     return succeeded_ ? options.wait_timeout : std::max(options.wait_timeout, options.first_wait_timeout);
@@ -73,7 +85,11 @@ void nccl_watchdog::run() noexcept {
     for (bool go_on = true; go_on;) {
         std::unique_lock lock(mutex_);
         const bool idle = count_ == 0;
-        wake_.wait_for(lock, idle ? idle_tick : busy_tick, [&] { return stop_ || (idle && count_ > 0); });
+        wake_.wait_for(lock,
+                       !idle             ? busy_tick
+                       : groups_.empty() ? idle_tick
+                                         : replay_tick,
+                       [&] { return stop_ || (idle && count_ > 0); });
         if (stop_) {
             break;
         }
@@ -84,34 +100,65 @@ void nccl_watchdog::run() noexcept {
     driver.context_pop(&previous);
 }
 
+nccl_watchdog::late_work nccl_watchdog::late_event() noexcept {
+    const std::lock_guard lock(mutex_);
+    while (count_ > 0) {
+        const piece& p = ring_[first_];
+        // A failed query is a lost context or a failed kernel: the host's next call meets it, nothing to wait for.
+        if (comm_.context()->api().event_query(p.event.get()) == cu_not_ready) {
+            const auto waited =
+                std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - p.since);
+            return {waited > limit() ? p.phase : nullptr, waited, false};
+        }
+        first_ = (first_ + 1) % capacity;
+        --count_;
+        succeeded_ = true;
+    }
+    return {};
+}
+
+nccl_watchdog::late_work nccl_watchdog::late_replay() noexcept {
+    const std::lock_guard lock(mutex_);
+    const auto now = std::chrono::steady_clock::now();
+    for (watched_groups* g : groups_) {
+        replay_words& words = *g->memory_.as<replay_words>();
+        const bool ended = __atomic_load_n(&words.ended, __ATOMIC_ACQUIRE) != 0;
+        if (ended) {
+            // An end that comes at this very moment is lost with it: nothing is inside then, or the limit begins anew.
+            __atomic_store_n(&words.ended, 0, __ATOMIC_RELEASE);
+            succeeded_ = true;
+        }
+        const std::uint32_t inside = __atomic_load_n(&words.inside, __ATOMIC_ACQUIRE);
+        if (inside == 0) {
+            g->waiting_ = false;
+            continue;
+        }
+        if (ended || !g->waiting_) {
+            g->waiting_ = true;
+            g->since_ = now;
+            continue;
+        }
+        const auto waited = std::chrono::duration_cast<std::chrono::milliseconds>(now - g->since_);
+        if (waited > limit()) {
+            return {g->phase_of(inside), waited, true};
+        }
+    }
+    return {};
+}
+
 bool nccl_watchdog::look() noexcept {
     if (comm_.failure_.load(std::memory_order_acquire) != nccl_communicator::failure::none) {
         return false;
     }
-    const char* phase = nullptr;
-    std::chrono::milliseconds waited{0};
-    std::chrono::milliseconds allowed{0};
-    {
-        const std::lock_guard lock(mutex_);
-        while (count_ > 0) {
-            const piece& p = ring_[first_];
-            // A failed query is a lost context or a failed kernel: the host's next call meets it, nothing to wait for.
-            if (comm_.context()->api().event_query(p.event.get()) == cu_not_ready) {
-                waited =
-                    std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - p.since);
-                allowed = limit();
-                phase = waited > allowed ? p.phase : nullptr;
-                break;
-            }
-            first_ = (first_ + 1) % capacity;
-            --count_;
-            succeeded_ = true;
-        }
+    late_work late = late_event();
+    if (late.phase == nullptr) {
+        late = late_replay();
     }
-    if (phase != nullptr) {
+    if (late.phase != nullptr) {
         abort(nccl_communicator::failure::timeout,
-              fmt::format("{}: {} was not done after {} ms (limit {} ms); its communicator was aborted",
-                          rank_text(comm_.rank_, comm_.size_), phase, waited.count(), allowed.count()),
+              fmt::format("{}: {}{} was not done after {} ms (limit {} ms); its communicator was aborted",
+                          rank_text(comm_.rank_, comm_.size_), late.phase, late.replayed ? ", replayed," : "",
+                          late.waited.count(), limit().count()),
               0);
         return false;
     }
@@ -135,6 +182,64 @@ bool nccl_watchdog::look() noexcept {
         }
     }
     return true;
+}
+
+watched_groups::watched_groups(std::shared_ptr<nccl_communicator> comm)
+    : comm_(std::move(comm)), memory_(comm_->context(), sizeof(replay_words)) {
+    comm_->runtime_->allocations.fetch_add(1, std::memory_order_relaxed);
+    comm_->watchdog_->add(this);
+}
+
+watched_groups::~watched_groups() {
+    comm_->watchdog_->remove(this);
+}
+
+void watched_groups::write(stream_t stream, std::size_t offset, std::uint32_t value) {
+    const auto to = reinterpret_cast<cu_pointer>(memory_.device_data()) + offset;
+    const cu_result result = comm_->context()->api().stream_write_word(stream, to, value, 0);
+    if (result != cu_success && !warned_) {
+        warned_ = true;
+        comm_->runtime_->log().write(
+            log_level::warn,
+            fmt::format("{}: replays of this graph are not watched: cuStreamWriteValue32 gave {}; a peer that stops "
+                        "holds them up until it is aborted from outside",
+                        rank_text(comm_->rank_, comm_->size_), comm_->context()->api().text(result)));
+    }
+}
+
+const char* watched_groups::phase_of(std::uint32_t inside) const noexcept {
+    const char* phase = inside <= most_phases ? phases_[inside - 1] : nullptr;
+    return phase != nullptr ? phase : "a group of NCCL calls";
+}
+
+void watched_groups::begin(const char* phase, stream_t stream) {
+    const scoped_context current(*comm_->context());
+    phase_ = phase;
+    capture_status status = capture_status::none;
+    captured_ =
+        comm_->context()->api().stream_is_capturing(stream, &status) == cu_success && status == capture_status::active;
+    if (!captured_) {
+        return;
+    }
+    std::uint32_t number = 1;
+    {
+        const std::lock_guard lock(comm_->watchdog_->mutex_);
+        while (number < most_phases && phases_[number - 1] != nullptr && phases_[number - 1] != phase) {
+            ++number;
+        }
+        phases_[number - 1] = phase;
+    }
+    write(stream, offsetof(replay_words, inside), number);
+}
+
+void watched_groups::end(stream_t stream) {
+    if (!captured_) {
+        comm_->watch(phase_, stream);
+        return;
+    }
+    const scoped_context current(*comm_->context());
+    write(stream, offsetof(replay_words, ended), 1);
+    write(stream, offsetof(replay_words, inside), 0);
 }
 
 void nccl_watchdog::abort(nccl_communicator::failure kind, const std::string& text, int code) noexcept {

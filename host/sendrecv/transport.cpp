@@ -9,7 +9,7 @@ namespace epjit::host {
 
 sendrecv_transport::sendrecv_transport(communicator_state& comm, const resolved_config& config,
                                        const travel_shape& shape)
-    : comm_(comm), me_(config.first_driven), ranks_(config.num_ranks), shape_(shape) {
+    : comm_(comm), me_(config.first_driven), ranks_(config.num_ranks), shape_(shape), groups_(comm.nccl) {
     lay_out();
     const std::size_t lane_bytes = static_cast<std::size_t>(lane_bytes_);
     for (std::int32_t lane = 0; lane < shape.num_lanes; ++lane) {
@@ -23,7 +23,7 @@ sendrecv_transport::sendrecv_transport(communicator_state& comm, const resolved_
     comm.runtime->allocations.fetch_add(2, std::memory_order_relaxed);
     fill_bytes(comm.context, control_.data(), 0, 512, nullptr);
     synchronize(comm.context, nullptr);
-    groups_ = lane_order(comm.context);
+    order_ = lane_order(comm.context);
     transfers_.reserve(static_cast<std::size_t>(ranks_) * 4);
 }
 
@@ -53,9 +53,9 @@ void sendrecv_transport::lay_out() {
 void sendrecv_transport::exchange_counts(std::int32_t lane, stream_t stream) {
     const std::size_t bytes = static_cast<std::size_t>(shape_.counts_words) * 4;
     std::byte* all = base(lanes_[static_cast<std::size_t>(lane)].in);
-    order_group(stream);
+    begin_group(phase_of(lane_op::plan_counts), stream);
     comm_.nccl->all_gather(all + static_cast<std::size_t>(me_) * bytes, all, bytes, stream);
-    comm_.nccl->watch("make_plan (counts)", stream);
+    end_group(stream);
 }
 
 void sendrecv_transport::exchange_lines(std::int32_t lane, stream_t stream) {
@@ -83,18 +83,21 @@ void sendrecv_transport::append(std::int32_t lane, travel_area area, const line_
     }
 }
 
-void sendrecv_transport::send_all(lane_op op, stream_t stream) {
-    order_group(stream);
-    comm_.nccl->exchange(transfers_, stream);
-    const char* phase = "weight_gradients";
+const char* sendrecv_transport::phase_of(lane_op op) noexcept {
     switch (op) {
-        case lane_op::plan_lines: phase = "make_plan (lines)"; break;
-        case lane_op::dispatch: phase = "dispatch"; break;
+        case lane_op::plan_counts: return "make_plan (counts)";
+        case lane_op::plan_lines: return "make_plan (lines)";
+        case lane_op::dispatch: return "dispatch";
         case lane_op::combine_weights:
-        case lane_op::combine: phase = "combine"; break;
-        default: break;
+        case lane_op::combine: return "combine";
+        default: return "weight_gradients";
     }
-    comm_.nccl->watch(phase, stream);
+}
+
+void sendrecv_transport::send_all(lane_op op, stream_t stream) {
+    begin_group(phase_of(op), stream);
+    comm_.nccl->exchange(transfers_, stream);
+    end_group(stream);
 }
 
 void sendrecv_transport::post(std::int32_t lane, lane_op op, std::span<const travel_area> areas,

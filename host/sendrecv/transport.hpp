@@ -5,7 +5,7 @@
 #pragma once
 
 #include "host/exchange/device_memory.hpp"
-#include "host/nccl/communicator.hpp"
+#include "host/nccl/watchdog.hpp"
 #include "host/ranks/transport.hpp"
 
 #include <array>
@@ -66,15 +66,19 @@ class sendrecv_transport : public transport {
     }
     /// What post() moves of one area, appended to `transfers_`.
     void append(std::int32_t lane, travel_area area, const line_traffic& traffic, bool back);
-    /// `transfers_` as one group, under the watchdog.
+    /// `transfers_` as one group.
     void send_all(lane_op op, stream_t stream);
+    [[nodiscard]] static const char* phase_of(lane_op op) noexcept;
 
     communicator_state& comm_;
     const std::int32_t me_, ranks_;
     const travel_shape shape_;
-    /// Groups of all lanes run one after the other, in the order of the calls: called before each.
-    void order_group(stream_t stream) { groups_.on(*comm_.context, stream); }
-    lane_order groups_;
+    /// Groups of all lanes run one after the other, in the order of the calls: before each, with its name.
+    void begin_group(const char* phase, stream_t stream) {
+        order_.on(*comm_.context, stream);
+        groups_.begin(phase, stream);
+    }
+    void end_group(stream_t stream) { groups_.end(stream); }
     std::vector<peer_transfer> transfers_;
 
    private:
@@ -88,6 +92,8 @@ class sendrecv_transport : public transport {
     }
     void lay_out();
 
+    lane_order order_;
+    watched_groups groups_;
     std::int64_t lane_bytes_ = 0, lines_at_ = 0;
     std::array<std::int64_t, num_travel_areas> areas_at_{};
     std::array<lane_memory, templates::max_lanes> lanes_;

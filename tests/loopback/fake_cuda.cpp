@@ -21,6 +21,9 @@ struct fake_launch {
     unsigned grid, threads, shared;
     bool cooperative;
     std::vector<unsigned char> args;
+    // Not a kernel but a word that the stream writes.
+    cu_pointer word = 0;
+    unsigned value = 0;
 };
 
 struct fake_state {
@@ -33,6 +36,7 @@ struct fake_state {
     bool spoilt = false;  ///< the capture, by a call that cannot be captured
     std::vector<fake_launch> recorded;
     std::atomic<long> graphs{0};  ///< alive, instantiated or not
+    std::atomic<int> replay_hangs_after{-1};
 };
 fake_state& state() {
     static fake_state s;
@@ -70,6 +74,10 @@ std::size_t args_size(const std::string& kernel) {
 }
 
 void run(const fake_launch& launch) {
+    if (launch.word != 0) {
+        __atomic_store_n(reinterpret_cast<unsigned*>(launch.word), launch.value, __ATOMIC_RELEASE);
+        return;
+    }
     {
         const std::lock_guard lock(state().mutex);
         state().launches.push_back(launch);
@@ -99,16 +107,8 @@ bool run_probe(const std::string& name, void** params) {
     return name.find("epjit_bench_") == 0;
 }
 
-/// Runs a kernel, or records it where its stream is being captured.
-cu_result launch_any(cu_function f, unsigned grid, unsigned threads, unsigned shared, bool cooperative,
-                     epjit::stream_t stream, void** params) {
-    const std::string& name = *reinterpret_cast<std::string*>(f);
-    if (run_probe(name, params)) {
-        return cu_success;
-    }
-    const auto* bytes = static_cast<const unsigned char*>(params[0]);
-    fake_launch launch{name,   grid,        threads,
-                       shared, cooperative, std::vector<unsigned char>(bytes, bytes + args_size(name))};
+/// Runs it, or records it where its stream is being captured.
+cu_result issue(fake_launch launch, epjit::stream_t stream) {
     {
         const std::lock_guard lock(state().mutex);
         if (stream != nullptr && state().capturing == stream) {
@@ -118,6 +118,17 @@ cu_result launch_any(cu_function f, unsigned grid, unsigned threads, unsigned sh
     }
     run(launch);
     return cu_success;
+}
+
+cu_result launch_any(cu_function f, unsigned grid, unsigned threads, unsigned shared, bool cooperative,
+                     epjit::stream_t stream, void** params) {
+    const std::string& name = *reinterpret_cast<std::string*>(f);
+    if (run_probe(name, params)) {
+        return cu_success;
+    }
+    const auto* bytes = static_cast<const unsigned char*>(params[0]);
+    return issue({name, grid, threads, shared, cooperative, std::vector<unsigned char>(bytes, bytes + args_size(name))},
+                 stream);
 }
 
 CUctx_st* const the_context = reinterpret_cast<CUctx_st*>(0x1000);
@@ -135,6 +146,10 @@ void fake_cuda_set_reject_loads(int value) {
 }
 void fake_cuda_set_events_pending(int value) {
     state().events_pending = value;
+}
+/// A replay does not get beyond so many of what was recorded; -1: it does.
+void fake_cuda_set_replay_hangs_after(int value) {
+    state().replay_hangs_after = value;
 }
 void fake_cuda_set_query_failure(int value) {
     state().fail_query = value;
@@ -361,6 +376,15 @@ cu_result cuStreamWaitEvent(epjit::stream_t, cu_event, unsigned) {
     ++state().waits;
     return cu_success;
 }
+cu_result cuStreamWriteValue32_v2(epjit::stream_t stream, cu_pointer word, unsigned value, unsigned) {
+    if (std::getenv("FAKE_CUDA_NO_WORDS") != nullptr) {
+        return cu_capture_unsupported;
+    }
+    fake_launch write{};
+    write.word = word;
+    write.value = value;
+    return issue(std::move(write), stream);
+}
 cu_result cuEventCreate(cu_event* e, unsigned) {
     *e = reinterpret_cast<cu_event>(0x4000);
     return cu_success;
@@ -425,7 +449,11 @@ cu_result cuGraphInstantiateWithFlags(cu_graph_exec* exec, cu_graph graph, unsig
     return cu_success;
 }
 cu_result cuGraphLaunch(cu_graph_exec exec, epjit::stream_t) {
+    int done = 0;
     for (const fake_launch& launch : *reinterpret_cast<std::vector<fake_launch>*>(exec)) {
+        if (done++ == state().replay_hangs_after) {
+            break;
+        }
         run(launch);
     }
     return cu_success;

@@ -5,6 +5,7 @@
 #include "epjit/exchange.hpp"
 #include "host/exchange/backend.hpp"
 #include "host/nccl/compare.hpp"
+#include "host/nccl/watchdog.hpp"
 #include "tests/nccl/support.hpp"
 
 #include <gmock/gmock.h>
@@ -15,6 +16,7 @@
 #include <chrono>
 #include <dlfcn.h>
 #include <numeric>
+#include <optional>
 #include <thread>
 
 namespace epjit {
@@ -37,9 +39,12 @@ std::string what_of(const std::function<void()>& call) {
     return "no error";
 }
 
-void set_events_pending(int pending) {
+void set_fake_cuda(const char* name, int value) {
     void* driver = dlopen(EPJIT_FAKE_CUDA, RTLD_NOW | RTLD_NOLOAD);
-    reinterpret_cast<void (*)(int)>(dlsym(driver, "fake_cuda_set_events_pending"))(pending);
+    reinterpret_cast<void (*)(int)>(dlsym(driver, name))(value);
+}
+void set_events_pending(int pending) {
+    set_fake_cuda("fake_cuda_set_events_pending", pending);
 }
 
 TEST(nccl_communicator, ranks_of_one_id_meet_and_gather_host_memory) {
@@ -238,6 +243,87 @@ TEST(nccl_watchdog, work_that_does_not_end_is_aborted_at_the_limit) {
     EXPECT_FALSE(told(1)) << "forgotten";
     comms[0] = communicator();  // ends the watchdog
     EXPECT_THAT(log.lines, ElementsAre(HasSubstr("dispatch was not done"))) << "one line";
+}
+
+/// One rank with two groups captured on a stream, as an exchange issues them.
+struct captured_groups {
+    explicit captured_groups(int limit_ms) : rt(stub_runtime(version, limit_ms, &log)) {
+        communicator::local(rt, std::array<int, 1>{0}, comms);
+        stream = host::gpu_stream(nccl_of(comms[0]).context());
+        groups.emplace(comms[0].state().nccl);
+        host::stream_capture capture(nccl_of(comms[0]).context(), stream.get());
+        for (const char* phase : {"dispatch", "combine"}) {
+            groups->begin(phase, stream.get());
+            groups->end(stream.get());
+        }
+        graph = capture.end();
+    }
+    std::string failure() {
+        return what_of([&] { nccl_of(comms[0]).check(); });
+    }
+
+    log_lines log;
+    runtime rt;
+    std::array<communicator, 1> comms;
+    host::gpu_stream stream;
+    std::optional<host::watched_groups> groups;
+    host::gpu_graph graph;
+};
+
+TEST(nccl_watchdog, a_replay_that_stops_inside_a_group_is_aborted_at_the_limit) {
+    captured_groups c(100);
+    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    EXPECT_EQ(c.failure(), "no error") << "captured, not yet replayed";
+    // Inside, ended, outside; and the same again.
+    set_fake_cuda("fake_cuda_set_replay_hangs_after", 4);
+    c.graph.launch(c.stream.get());
+    std::string text = "no error";
+    for (int i = 0; i < 400 && text == "no error"; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        text = c.failure();
+    }
+    set_fake_cuda("fake_cuda_set_replay_hangs_after", -1);
+    EXPECT_THAT(text, AllOf(HasSubstr("timeout: rank 0 of 1: combine, replayed, was not done after"),
+                            HasSubstr("limit 100 ms"), HasSubstr("was aborted")));
+}
+
+TEST(nccl_watchdog, replays_that_end_are_no_failure_however_closely_they_follow) {
+    captured_groups c(100);
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(400);
+    // Whenever one looks, a group is being replayed.
+    set_fake_cuda("fake_cuda_set_replay_hangs_after", 1);
+    while (std::chrono::steady_clock::now() < until) {
+        set_fake_cuda("fake_cuda_set_replay_hangs_after", -1);
+        c.graph.launch(c.stream.get());
+        set_fake_cuda("fake_cuda_set_replay_hangs_after", 1);
+        c.graph.launch(c.stream.get());
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    set_fake_cuda("fake_cuda_set_replay_hangs_after", -1);
+    c.graph.launch(c.stream.get());
+    EXPECT_EQ(c.failure(), "no error");
+    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    EXPECT_EQ(c.failure(), "no error") << "nothing is under way";
+}
+
+TEST(nccl_watchdog, a_driver_that_cannot_record_words_leaves_replays_unwatched_and_says_so) {
+    const variable none("FAKE_CUDA_NO_WORDS", "1");
+    captured_groups c(100);
+    EXPECT_THAT(c.log.lines, ElementsAre(HasSubstr("replays of this graph are not watched")));
+}
+
+TEST(nccl_watchdog, groups_outside_of_a_capture_are_watched_as_they_are_issued) {
+    captured_groups c(100);
+    set_events_pending(1);
+    c.groups->begin("make_plan (lines)", c.stream.get());
+    c.groups->end(c.stream.get());
+    std::string text = "no error";
+    for (int i = 0; i < 400 && text == "no error"; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        text = c.failure();
+    }
+    set_events_pending(0);
+    EXPECT_THAT(text, HasSubstr("make_plan (lines) was not done after"));
 }
 
 TEST(nccl_watchdog, an_error_that_nccl_reports_later_is_kept) {
