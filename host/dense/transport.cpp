@@ -7,6 +7,8 @@
 #include "host/loopback/arguments.hpp"
 #include "host/ranks/backend.hpp"
 
+#include <vector>
+
 namespace epjit::host {
 namespace {
 
@@ -14,6 +16,16 @@ class dense_transport final : public sendrecv_transport {
    public:
     using sendrecv_transport::sendrecv_transport;
 
+    void warm() override {
+        const auto gather = [this](travel_area area) {
+            return gather_in_place{in(area, 0, 0), static_cast<std::size_t>(shape_.region(area))};
+        };
+        std::vector<gather_in_place> gathers{counts_gather(0), gather(travel_area::rows)};
+        if (shape_.region(travel_area::scales) != 0) {
+            gathers.push_back(gather(travel_area::scales));
+        }
+        comm_.nccl->warm(gathers);
+    }
     [[nodiscard]] bool whole_tensors() const noexcept override { return true; }
     void put_tensor(std::int32_t lane, const tensor_view& rows, bool scales, stream_t stream) override {
         const std::int64_t groups = (rows.columns + templates::scale_group - 1) / templates::scale_group;

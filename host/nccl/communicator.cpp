@@ -235,11 +235,24 @@ void nccl_communicator::barrier_host() {
     all_gather_host(&mine, all.data(), sizeof mine);
 }
 
-void nccl_communicator::warm() {
+void nccl_communicator::warm(std::span<const gather_in_place> gathers) {
     barrier_host();  // from here on no rank waits for one that has not come
     if (size_ == 1) {
         return;
     }
+    const stream_t stream = staging_->stream.get();
+    if (!connected_) {
+        connect_pairs(stream);
+        connected_ = true;
+    }
+    for (const gather_in_place& g : gathers) {
+        all_gather(static_cast<std::byte*>(g.all) + static_cast<std::size_t>(rank_) * g.bytes, g.all, g.bytes, stream);
+    }
+    const std::lock_guard lock(calls_);
+    wait_private("connecting every pair of ranks");
+}
+
+void nccl_communicator::connect_pairs(stream_t stream) {
     constexpr std::size_t bytes = 16;
     const auto num_ranks = static_cast<std::size_t>(size_);
     {
@@ -253,10 +266,8 @@ void nccl_communicator::warm() {
         const std::size_t at = bytes * static_cast<std::size_t>(peer);
         transfers.push_back({peer, send + at, bytes, receive + at, bytes});
     }
-    exchange(transfers, staging_->stream.get());
-    all_gather(send, receive, bytes, staging_->stream.get());
-    const std::lock_guard lock(calls_);
-    wait_private("connecting every pair of ranks");
+    exchange(transfers, stream);
+    all_gather(send, receive, bytes, stream);
 }
 
 void nccl_communicator::begin_group() {

@@ -32,6 +32,12 @@ struct peer_transfer {
     std::size_t receive_bytes = 0;
 };
 
+/// An all-gather of `bytes` from every rank, each of which lies at its place in `all`, in device memory.
+struct gather_in_place {
+    void* all = nullptr;
+    std::size_t bytes = 0;
+};
+
 /// Thread-compatible: calls come from the rank's own thread; the watchdog has its own.
 class nccl_communicator {
    public:
@@ -51,8 +57,9 @@ class nccl_communicator {
     // @throws timeout_error, nccl_error.
     void all_gather_host(const void* mine, void* all, std::size_t bytes);
     void barrier_host();
-    /// Makes NCCL connect every pair and load its kernels, so that no later call does. Collective, waits.
-    void warm();
+    /// Makes NCCL connect every pair, once, and carry out `gathers`, since it may take another way for another size: so
+    /// that no later call connects or loads anything. Collective, waits.
+    void warm(std::span<const gather_in_place> gathers = {});
 
     // Device memory, ordered on `stream`, capturable; no allocation and no wait. @throws nccl_error.
     /// One group of uneven sends and receives, the rank's own part copied on the device.
@@ -92,6 +99,7 @@ class nccl_communicator {
     void open(const std::shared_ptr<runtime_state>& runtime, const shared_context& context);
     void close() noexcept;
 
+    void connect_pairs(stream_t stream);
     void begin_group();
     void end_group(const char* call, nccl_result enqueued);
     /// Waits until a call on a non-blocking communicator is done. @throws after aborting when it fails or takes too
@@ -122,6 +130,7 @@ class nccl_communicator {
     std::string failure_text_;
     int failure_code_ = 0;
     std::unique_ptr<staging> staging_;
+    bool connected_ = false;  ///< every pair, by warm()
     std::unique_ptr<class nccl_watchdog> watchdog_;
 };
 

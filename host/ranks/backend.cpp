@@ -21,6 +21,12 @@ rank_backend::rank_backend(communicator_state& comm, const resolved_config& conf
         order_[static_cast<std::size_t>(lane)] = lane_order(comm.context);
     }
     comm.nccl->tell_on_failure(&way_->link(0).control->failed);
+    try {
+        way_->warm();
+    } catch (...) {
+        comm.nccl->forget(&way_->link(0).control->failed);
+        throw;
+    }
 }
 
 rank_backend::~rank_backend() {

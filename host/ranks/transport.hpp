@@ -81,6 +81,8 @@ class transport {
     /// Flags of the chunks of an area, where peers are written.
     [[nodiscard]] virtual templates::chunk_flags flags(travel_area, std::int32_t) const noexcept { return {}; }
 
+    /// After creation: what the first call would connect or load is connected and loaded. Collective.
+    virtual void warm() {}
     /// What a caller may be told at the next call. @throws timeout_error, nccl_error.
     virtual void check() = 0;
     /// Frees nothing that a peer may still write.

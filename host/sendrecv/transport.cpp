@@ -50,11 +50,16 @@ void sendrecv_transport::lay_out() {
     lane_bytes_ = next;
 }
 
+void sendrecv_transport::warm() {
+    const gather_in_place gathers[] = {counts_gather(0)};
+    comm_.nccl->warm(gathers);
+}
+
 void sendrecv_transport::exchange_counts(std::int32_t lane, stream_t stream) {
-    const std::size_t bytes = static_cast<std::size_t>(shape_.counts_words) * 4;
-    std::byte* all = base(lanes_[static_cast<std::size_t>(lane)].in);
+    const gather_in_place g = counts_gather(lane);
     begin_group(phase_of(lane_op::plan_counts), stream);
-    comm_.nccl->all_gather(all + static_cast<std::size_t>(me_) * bytes, all, bytes, stream);
+    comm_.nccl->all_gather(static_cast<std::byte*>(g.all) + static_cast<std::size_t>(me_) * g.bytes, g.all, g.bytes,
+                           stream);
     end_group(stream);
 }
 

@@ -57,12 +57,17 @@ class sendrecv_transport : public transport {
     void post(std::int32_t lane, lane_op op, std::span<const travel_area> areas, const line_traffic& traffic, bool back,
               stream_t stream) override;
     void arrive(std::int32_t, lane_op, stream_t) override {}
+    void warm() override;
     void check() override { comm_.nccl->check(); }
 
    protected:
     /// The region of what goes out to `rank`, other memory than in() for this rank too.
     [[nodiscard]] std::uint8_t* outgoing(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept {
         return at(lanes_[static_cast<std::size_t>(lane)].out, area, rank);
+    }
+    /// The gather of a plan's counts.
+    [[nodiscard]] gather_in_place counts_gather(std::int32_t lane) const noexcept {
+        return {counts(lane), static_cast<std::size_t>(shape_.counts_words) * 4};
     }
     /// What post() moves of one area, appended to `transfers_`.
     void append(std::int32_t lane, travel_area area, const line_traffic& traffic, bool back);

@@ -450,6 +450,34 @@ TEST_F(borrowed, communicators_need_a_library_that_can_split) {
                 HasSubstr("unsupported: this build of NCCL 2.18.5 has no ncclCommSplit"));
 }
 
+// What NCCL connects or loads at a first call is there before a kernel can wait for it.
+TEST(nccl_exchanges, connect_every_pair_once_and_run_their_gathers_when_they_are_made) {
+    for (const exchange_kind kind : {exchange_kind::sendrecv, exchange_kind::dense}) {
+        const int sends = stub_get(version, "sends");
+        const outcomes errors = run_ranks(version, 3, [&](int, communicator& comm, runtime&) {
+            exchange_config config;
+            config.kind = kind;
+            config.hidden = 1024;
+            config.num_experts = 8;
+            config.topk = 2;
+            config.max_tokens_per_rank = 32;
+            const exchange first(comm, config);
+            nccl_of(comm).barrier_host();
+            EXPECT_EQ(stub_get(version, "sends") - sends, 6) << "one for each pair";
+            nccl_of(comm).barrier_host();
+            const exchange second(comm, config);
+        });
+        EXPECT_THAT(errors, Each("")) << name(kind);
+        EXPECT_EQ(stub_get(version, "sends") - sends, 6) << "once for a communicator";
+        constexpr int rows = 32 * 1024 * 2;
+        if (kind == exchange_kind::dense) {
+            EXPECT_EQ(stub_get(version, "largest_gather"), rows);
+        } else {
+            EXPECT_LT(stub_get(version, "largest_gather"), rows);
+        }
+    }
+}
+
 host::resolved_config config_for(int ranks) {
     host::resolved_config c;
     c.config.hidden = 64;

@@ -34,7 +34,7 @@ struct control_state {
     /// An abort waits for all work that is under way, as one that frees device memory does.
     std::atomic<int> abort_waits{0};
     std::atomic<int> aborts{0}, destroys{0}, live_windows{0}, live_memory{0}, blocking_splits{0}, groups{0};
-    std::atomic<int> under_way{0};
+    std::atomic<int> under_way{0}, sends{0}, largest_gather{0};  ///< bytes of a rank
 };
 control_state& control() {
     static control_state state;
@@ -329,7 +329,9 @@ int stub_nccl_get(const char* name) {
                                                                {"live_windows", &c.live_windows},
                                                                {"live_memory", &c.live_memory},
                                                                {"blocking_splits", &c.blocking_splits},
-                                                               {"groups", &c.groups}};
+                                                               {"groups", &c.groups},
+                                                               {"sends", &c.sends},
+                                                               {"largest_gather", &c.largest_gather}};
     return *fields.at(name);
 }
 
@@ -430,6 +432,7 @@ nccl_result ncclGroupEnd() {
 }
 nccl_result ncclSend(const void* from, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t) {
     call c{call::kind::send, from, nullptr, count, type, peer};
+    ++control().sends;
     return enqueue(comm, c);
 }
 nccl_result ncclRecv(void* to, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t) {
@@ -439,6 +442,10 @@ nccl_result ncclRecv(void* to, std::size_t count, nccl_type type, int peer, nccl
 nccl_result ncclAllGather(const void* from, void* to, std::size_t count, nccl_type type, ncclComm* comm,
                           epjit::stream_t) {
     call c{call::kind::gather, from, to, count, type, 0};
+    int largest = control().largest_gather;
+    while (static_cast<int>(bytes_of(c)) > largest &&
+           !control().largest_gather.compare_exchange_weak(largest, static_cast<int>(bytes_of(c)))) {
+    }
     return enqueue(comm, c);
 }
 nccl_result ncclBroadcast(const void* from, void* to, std::size_t count, nccl_type type, int root, ncclComm* comm,
