@@ -63,6 +63,9 @@ enum class function_attribute : int {
     max_dynamic_shared_bytes = 8,
 };
 
+/// CUdevice_P2PAttribute values: of a pair of devices.
+enum class p2p_attribute : int { access_supported = 2, native_atomics = 3 };
+
 /// CUstreamCaptureMode values: whose calls may spoil a capture.
 enum class capture_mode : int { global = 0, thread_local_ = 1, relaxed = 2 };
 /// CUstreamCaptureStatus values.
@@ -132,6 +135,7 @@ inline constexpr unsigned stream_non_blocking = 1;
     X(copy_to_host, "cuMemcpyDtoHAsync_v2", void*, cu_pointer, std::size_t, stream_t)                                 \
     X(copy_on_device, "cuMemcpyDtoDAsync_v2", cu_pointer, cu_pointer, std::size_t, stream_t)                          \
     X(can_access_peer, "cuDeviceCanAccessPeer", int*, cu_device, cu_device)                                           \
+    X(p2p_attribute, "cuDeviceGetP2PAttribute", int*, enum p2p_attribute, cu_device, cu_device)                       \
     X(enable_peer_access, "cuCtxEnablePeerAccess", cu_context, unsigned)                                              \
     X(copy_to_peer, "cuMemcpyPeerAsync", cu_pointer, cu_context, cu_pointer, cu_context, std::size_t, stream_t)       \
     X(copy_2d, "cuMemcpy2DAsync_v2", const cu_copy_2d*, stream_t)                                                     \

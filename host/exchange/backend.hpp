@@ -5,6 +5,7 @@
 #pragma once
 
 #include "epjit/exchange.hpp"
+#include "epjit/jit/profile.hpp"
 #include "epjit/lent_view.hpp"
 
 #include <cstddef>
@@ -36,6 +37,7 @@ struct resolved_config {
     std::int32_t first_driven = 0;
     placement_tables placement;
     std::vector<std::int32_t> rank_hosts;  ///< [R]
+    jit::tuned_knobs knobs;                ///< equal on every rank
 };
 
 /// What a plan keeps besides its backend's own part.

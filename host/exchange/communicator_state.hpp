@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "epjit/jit/profile.hpp"
 #include "epjit/types.hpp"
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/driver/device.hpp"
@@ -9,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 namespace epjit::host {
 
@@ -25,7 +27,8 @@ struct communicator_state {
     std::shared_ptr<nccl_communicator> host_nccl;  ///< of this rank's host; null where all ranks reach each other
     /// Agreed by all ranks when the communicator was made; num_ranks and have_gpu are taken from above.
     machine_facts facts;
-    std::atomic<bool> fallback_logged{false};  ///< why a slower exchange was taken is said once
+    std::optional<jit::tuned_knobs> forced_knobs;  ///< in place of profiles: a tuner's, the same on every rank
+    std::atomic<bool> fallback_logged{false};      ///< why a slower exchange was taken is said once
 };
 
 }  // namespace epjit::host

@@ -3,6 +3,7 @@
 
 #include "epjit/error.hpp"
 #include "host/dispatcher/dispatcher.hpp"
+#include "host/dispatcher/tuning.hpp"
 #include "host/exchange/exchange_state.hpp"
 #include "host/exchange/validate.hpp"
 #include "host/nccl/compare.hpp"
@@ -186,6 +187,7 @@ exchange::exchange(communicator& comm, const exchange_config& config) {
     state->kind = choose_kind(*comm.state_, config);
     state->config = resolve_config(*comm.state_, config, state->kind);
     point_into_copies(state->config, state->rank_slots);
+    state->config.knobs = host::settle_knobs(*comm.state_, state->config.config);
     state->backend = make_backend(*state);
     state_ = std::move(state);
 }

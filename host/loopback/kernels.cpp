@@ -7,11 +7,15 @@ namespace epjit::host {
 
 std::array<jit::variant_spec, 3> loopback_specs(const resolved_config& config, jit::target_arch arch) {
     const exchange_config& c = config.config;
+    const jit::knobs programs = config.knobs.programs();
     return {jit::plan_spec(arch, c.num_experts, config.placement.num_slots, config.num_ranks, c.topk,
                            c.routing == routing_form::sparse),
-            jit::scatter_spec(arch, exchange_kind::loopback, config.num_ranks, c.hidden, c.topk, c.input_type,
-                              c.dispatch_type, c.scales),
-            jit::gather_spec(arch, exchange_kind::loopback, config.num_ranks, c.hidden, c.topk, c.combine_type)};
+            jit::with_knobs(jit::scatter_spec(arch, exchange_kind::loopback, config.num_ranks, c.hidden, c.topk,
+                                              c.input_type, c.dispatch_type, c.scales),
+                            programs),
+            jit::with_knobs(
+                jit::gather_spec(arch, exchange_kind::loopback, config.num_ranks, c.hidden, c.topk, c.combine_type),
+                programs)};
 }
 
 loopback_kernels::loopback_kernels(communicator_state& comm, const resolved_config& config) {

@@ -45,7 +45,7 @@ config_field table(const char* name, std::uint64_t digest) {
 
 }  // namespace
 
-std::vector<config_field> config_fields(const resolved_config& config, std::uint64_t profile) {
+std::vector<config_field> config_fields(const resolved_config& config) {
     const exchange_config& c = config.config;
     const std::string_view version = runtime::version();
     return {
@@ -68,12 +68,12 @@ std::vector<config_field> config_fields(const resolved_config& config, std::uint
         number("backward", c.backward ? 1 : 0),
         number("lanes", c.lanes),
         number("num_sms", c.num_sms),
-        table("profile", profile),
+        table("knobs", digest_of(std::span(&config.knobs, 1))),
     };
 }
 
-void compare_configs(nccl_communicator& comm, const resolved_config& config, std::uint64_t profile) {
-    const std::vector<config_field> fields = config_fields(config, profile);
+void compare_configs(nccl_communicator& comm, const resolved_config& config) {
+    const std::vector<config_field> fields = config_fields(config);
     std::vector<wire_field> mine(max_fields, wire_field{});
     for (std::size_t i = 0; i < fields.size() && i < max_fields; ++i) {
         mine[i].value = fields[i].value;

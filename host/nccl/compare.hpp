@@ -19,12 +19,11 @@ struct config_field {
     std::string text;  ///< as messages show it
 };
 
-/// Everything of `config` that decides what ranks say to each other, the library's version first. `profile` is a digest
-/// of the tuning profile in use.
-std::vector<config_field> config_fields(const resolved_config& config, std::uint64_t profile);
+/// Everything of `config` that decides what ranks say to each other, the library's version first.
+std::vector<config_field> config_fields(const resolved_config& config);
 
 /// Collective. @throws config_error on every rank, with the same text, when a field differs between ranks: its name,
 /// and rank 0's and the first differing rank's values; nccl_error, timeout_error.
-void compare_configs(nccl_communicator& comm, const resolved_config& config, std::uint64_t profile = 0);
+void compare_configs(nccl_communicator& comm, const resolved_config& config);
 
 }  // namespace epjit::host

@@ -24,6 +24,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
     request.scales = c.scales;
     request.combine = c.combine_type;
     request.backward = c.backward;
+    request.programs = config.knobs.programs();
     const std::vector<jit::variant_spec> specs = jit::run_variants(request);
     variants_ = comm.runtime->load(comm.context, specs);
     const std::int32_t budget = c.num_sms;

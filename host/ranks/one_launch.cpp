@@ -5,12 +5,6 @@
 #include <algorithm>
 
 namespace epjit::host {
-namespace {
-
-/// Blocks that drive the links of a dispatch: few fill them (docs/performance.md), the rest drive the memory.
-constexpr std::int32_t most_senders = 32;
-
-}  // namespace
 
 template <std::int32_t NumRanks>
 void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
@@ -23,7 +17,10 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
     args.flags = way_->flags(travel_area::rows, options.lane);
     // Equal on every rank: the receivers look for the flags that the senders raise.
     const std::int32_t tokens = bound(plan);
-    args.chunk = std::clamp(tokens / (2 * most_senders * movers), 1, 4);
+    const jit::knobs& tuned = knobs(plan);
+    const std::int32_t most_senders = tuned.dispatch_senders;
+    args.chunk =
+        tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk : std::clamp(tokens / (2 * most_senders * movers), 1, 4);
     const std::int32_t half = std::max(1, kernel.max_blocks / 2);
     args.senders =
         std::clamp((tokens + args.chunk * movers - 1) / (args.chunk * movers), 1, std::min(most_senders, half));
@@ -37,12 +34,13 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
 void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                             stream_t stream) {
     // What decides is equal on every rank: the config, the options, never this rank's tensors.
+    const rank_plan& plan = static_cast<const rank_plan&>(p);
     if (!way_->peers_written() || !kernels().dispatch || options.weigh_input ||
-        config_.config.input_type != config_.config.dispatch_type || kernels().dispatch.max_blocks < 2) {
+        config_.config.input_type != config_.config.dispatch_type || kernels().dispatch.max_blocks < 2 ||
+        knobs(plan).dispatch_launches == 2) {
         backend::dispatch(p, ranks, options, stream);
         return;
     }
-    const rank_plan& plan = static_cast<const rank_plan&>(p);
     way_->check();
     refuse_early(plan);
     const scoped_context current(*comm_.context);
@@ -66,9 +64,12 @@ void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ran
     args.flags = way_->flags(travel_area::partials, options.lane);
     args.wait_weights = weights_travel(plan) ? 1 : 0;
     const std::int32_t tokens = bound(plan);
-    args.chunk = 1;  // owners work in the order in which sums arrive: two lines a flag cost 5%, four 17%
-    const std::int64_t chunks = std::int64_t{config_.num_ranks - 1} * tokens;
-    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(chunks, 1, std::max(1, kernel.max_blocks / 2)));
+    const jit::knobs& tuned = knobs(plan);
+    args.chunk = tuned.combine_chunk;
+    const std::int64_t chunks = std::int64_t{config_.num_ranks - 1} * ((tokens + args.chunk - 1) / args.chunk);
+    const std::int64_t most_senders =
+        std::clamp(kernel.max_blocks * tuned.combine_senders_percent / 100, 1, kernel.max_blocks - 1);
+    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(chunks, 1, most_senders));
     const std::int64_t own =
         std::clamp<std::int64_t>(plan.num_tokens, 1, std::max(1, kernel.max_blocks - args.senders));
     launch(comm_, kernel, args.senders + own, &args, stream);
@@ -76,12 +77,12 @@ void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ran
 
 void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                            stream_t stream) {
+    const rank_plan& plan = static_cast<const rank_plan&>(p);
     if (!way_->peers_written() || !kernels().combine || options.reduction == reduction::per_row ||
-        kernels().combine.max_blocks < 2) {
+        kernels().combine.max_blocks < 2 || knobs(plan).combine_launches == 2) {
         backend::combine(p, ranks, options, stream);
         return;
     }
-    const rank_plan& plan = static_cast<const rank_plan&>(p);
     way_->check();
     refuse_early(plan);
     const scoped_context current(*comm_.context);

@@ -78,6 +78,10 @@ class rank_backend : public backend {
         return options.token_bound != 0 ? options.token_bound : config_.config.max_tokens_per_rank;
     }
     [[nodiscard]] std::int32_t bound(const rank_plan& plan) const noexcept { return bound(plan.options); }
+    /// Of the launches of a plan's calls.
+    [[nodiscard]] const jit::knobs& knobs(const rank_plan& plan) const noexcept {
+        return config_.knobs.launches(plan.options.layout, bound(plan));
+    }
     /// Rows cross as they came where they are quantised row by row, each with its weight, and as whole tensors.
     [[nodiscard]] bool crosses_raw(const dispatch_options& options) const noexcept {
         return config_.config.input_type != config_.config.dispatch_type &&

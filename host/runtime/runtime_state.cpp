@@ -105,6 +105,14 @@ std::shared_ptr<const nccl_api> runtime_state::nccl() {
     return nccl_;
 }
 
+std::shared_ptr<const jit::profile> runtime_state::profile() {
+    const std::lock_guard lock(mutex_);
+    if (profile_ == nullptr && !options.profile.empty()) {
+        profile_ = std::make_shared<const jit::profile>(jit::load_profile(options.profile));
+    }
+    return profile_;
+}
+
 shared_context runtime_state::context(int device) {
     std::shared_ptr<const driver_api> api = driver();
     const std::lock_guard lock(mutex_);

@@ -5,6 +5,7 @@
 
 #include "epjit/cache/store.hpp"
 #include "epjit/jit/compiler.hpp"
+#include "epjit/jit/profile.hpp"
 #include "epjit/jit/spec.hpp"
 #include "epjit/jit/templates.hpp"
 #include "host/driver/device.hpp"
@@ -79,6 +80,8 @@ struct runtime_state {
     std::shared_ptr<const driver_api> driver();
     /// @throws library_error; tried anew by each call until it succeeds.
     std::shared_ptr<const nccl_api> nccl();
+    /// EPJIT_PROFILE, read once; null where there is none. @throws config_error, unsupported_error: anew by each call.
+    std::shared_ptr<const jit::profile> profile();
     /// The primary context of `device`, retained until the runtime and everything made in it are gone.
     /// @throws library_error, config_error, cuda_error.
     shared_context context(int device);
@@ -111,6 +114,7 @@ struct runtime_state {
     std::exception_ptr compiler_failure_;
     std::shared_ptr<const driver_api> driver_;
     std::shared_ptr<const nccl_api> nccl_;
+    std::shared_ptr<const jit::profile> profile_;
     std::map<int, shared_context> contexts_;
     std::map<std::pair<const device_context*, jit::digest>, std::shared_ptr<const loaded_variant>> loaded_;
     std::deque<launch_counter> launch_counters_;

@@ -275,11 +275,62 @@ variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std
     return s;
 }
 
+namespace {
+
+/// What runs load whose exchange takes the knobs of `entry`. Ranks of several hosts are more than those of its key.
+void list_tuned(const variant_request& request, const profile_entry& entry, target_arch arch, std::int32_t num_ranks,
+                std::vector<variant_spec>& list) {
+    const model_shape& m = request.model;
+    tuning_key of = entry.key;  // where the request has no say
+    of.arch = arch;
+    of.hidden = m.hidden;
+    of.experts = m.num_experts;
+    of.topk = m.topk;
+    for (const row_types& t : scatter_types(m, request.set)) {
+        for (const dtype combine : gather_types(m, request.set)) {
+            of.input = t.input;
+            of.dispatch = t.output;
+            of.scales = t.scales;
+            of.combine = combine;
+            if (!serves(entry.key, of) || entry.key.ranks > num_ranks) {
+                continue;
+            }
+            run_request run{.hidden = m.hidden,
+                            .num_experts = m.num_experts,
+                            .num_slots = m.num_experts,
+                            .topk = m.topk,
+                            .num_ranks = num_ranks,
+                            .arch = arch,
+                            .input = t.input,
+                            .wire = t.output,
+                            .scales = t.scales,
+                            .combine = combine,
+                            .programs = entry.values};
+            for (const exchange_kind kind : {exchange_kind::loopback, exchange_kind::lsa}) {
+                run.exchange = kind;
+                if (kind != exchange_kind::loopback && num_ranks == 1) {
+                    continue;
+                }
+                for (const variant_spec& spec : run_variants(run)) {
+                    append_unique(list, spec);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace
+
 std::vector<variant_spec> list_variants(const variant_request& request) {
     std::vector<variant_spec> list;
     for (const target_arch arch : request.archs) {
         for (const std::int32_t num_ranks : request.ranks) {
             list_ranks(request, arch, num_ranks, list);
+            for (const profile_entry& entry : request.tuned) {
+                if (entry.values.has_programs()) {
+                    list_tuned(request, entry, arch, num_ranks, list);
+                }
+            }
         }
     }
     return list;
@@ -317,6 +368,9 @@ std::vector<variant_spec> run_variants(const run_request& r) {
         if (real) {
             scatter(r.combine, r.combine, scale_type::none);  // gradients on their way to the rows' holders
         }
+    }
+    for (variant_spec& spec : list) {
+        spec = with_knobs(spec, r.programs);
     }
     return list;
 }

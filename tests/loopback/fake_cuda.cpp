@@ -331,6 +331,11 @@ cu_result cuDeviceCanAccessPeer(int* can, cu_device, cu_device) {
     *can = std::getenv("FAKE_CUDA_NO_PEERS") == nullptr ? 1 : 0;
     return cu_success;
 }
+cu_result cuDeviceGetP2PAttribute(int* value, p2p_attribute which, cu_device, cu_device) {
+    const bool lacks = which == p2p_attribute::native_atomics && std::getenv("FAKE_CUDA_NO_PEER_ATOMICS") != nullptr;
+    *value = std::getenv("FAKE_CUDA_NO_PEERS") == nullptr && !lacks ? 1 : 0;
+    return cu_success;
+}
 cu_result cuCtxEnablePeerAccess(cu_context, unsigned) {
     static std::atomic<int> calls{0};
     return calls++ == 0 ? cu_success : cu_peer_access_already_enabled;

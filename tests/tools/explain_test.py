@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """epjit explain, and that warm's set covers what a run loads."""
 
+import json
 import pathlib
 import re
 import unittest
@@ -13,7 +14,7 @@ GPU = ["--ranks", "4", "--arch", "sm_90a", "--exchange", "loopback"]
 class Explain(CommandTest):
     def test_choice_and_reasons(self):
         result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
-        self.assertEqual(list(result), ["exchange", "reason", "why_not", "keys", "predictions", "floor_us"])
+        self.assertEqual(list(result), ["exchange", "reason", "why_not", "keys", "knobs", "predictions", "floor_us"])
         reasons = {w["exchange"]: w["reason"] for w in result["why_not"]}
         everything = {"host", "loopback", "lsa", "sendrecv", "dense", "hybrid"}
         self.assertEqual(set(reasons), everything - {result["exchange"]})
@@ -98,6 +99,33 @@ class Explain(CommandTest):
                     self.assertLessEqual(set(keys), stored)
             offline = self.warm("--model", model, EPJIT_OFFLINE="1")
             self.assertEqual((offline.status, offline.json["failed"]), (0, 0), offline.err)
+
+    def test_what_warm_compiles_of_a_profile_is_what_a_run_with_it_loads(self):
+        profile = self.write("p.json", json.dumps({"epjit_profile": 1, "entries": [
+            {"arch": "sm_90a", "hidden": 2048, "knobs": {"scatter_movers": 2, "gather_threads": 64, "dispatch_senders": 7}},
+            {"hidden": 2048, "tokens": 128, "layout": "flat", "knobs": {"gather_threads": 96, "combine_chunk": 2}}]}))
+        model = ["--model", "qwen3-30b-a3b"]
+        self.assertEqual(self.warm(*model, "--profile", profile).status, 0)
+        stored = self.keys_in_cache()
+        plain = self.epjit("explain", "--keys", "--json", *model, *GPU).json
+        self.assertEqual(plain["knobs"]["programs_from"], "the cost model")
+        for options, programs, senders in (([], {"scatter_movers": 2, "gather_threads": 64}, 7),
+                                           (["--tokens", "128", "--layout", "flat"], {"gather_threads": 96}, 32)):
+            tuned = self.epjit("explain", "--keys", "--json", *model, *GPU, *options, "--profile", profile).json
+            self.assertEqual(tuned["knobs"]["programs_from"], "the profile")
+            self.assertEqual(tuned["knobs"]["programs"], programs)
+            self.assertEqual(tuned["knobs"]["launches"]["dispatch_senders"], senders)
+            self.assertNotEqual(tuned["keys"], plain["keys"])
+            self.assertLessEqual(set(tuned["keys"]) | set(plain["keys"]), stored)
+        self.assertIn("programs as the profile says: scatter_movers=2 gather_threads=64",
+                      self.epjit("explain", *model, *GPU, "--profile", profile).out)
+
+    def test_the_built_in_profile_is_for_the_h200(self):
+        def launches_from(arch):
+            return self.epjit("explain", "--json", "--ranks", "2", "--arch", arch).json["knobs"]["launches_from"]
+
+        self.assertEqual(launches_from("sm_90a"), "the built-in profile")
+        self.assertEqual(launches_from("sm_100a"), "the cost model")
 
     def test_the_larger_set_covers_every_dtype(self):
         self.assertEqual(self.warm("--set", "all").status, 0)

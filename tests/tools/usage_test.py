@@ -95,9 +95,18 @@ class BadUsage(CommandTest):
                 self.assert_error(self.epjit("models", "--json", **{name: value}), 2, "config", name, value)
 
     def test_what_is_not_built_yet_is_status_3_and_named(self):
-        for arguments, part in ((["tune"], "tune"), (["warm", "--profile", "p.json"], "profile")):
+        self.assert_error(self.epjit("tune", "--json"), 3, "unsupported", "tune", "not in this version")
+
+    def test_a_bad_profile_names_its_file_and_field(self):
+        bad = self.write("p.json", '{"epjit_profile": 1, "entries": [{"knobs": {"senders": 1}}]}')
+        for arguments, environment in ((["warm", "--profile", bad], {}), (["warm"], {"EPJIT_PROFILE": bad}),
+                                       (["explain", "--profile", bad], {}), (["explain"], {"EPJIT_PROFILE": bad})):
             with self.subTest(arguments=arguments):
-                self.assert_error(self.epjit(*arguments, "--json"), 3, "unsupported", part, "not in this version")
+                self.assert_error(self.epjit(*arguments, "--json", **environment), 2, "config", bad,
+                                  "entries[0].knobs.senders")
+        self.assert_error(self.epjit("warm", "--profile", "nowhere.json", "--json"), 2, "config", "nowhere.json")
+        newer = self.write("newer.json", '{"epjit_profile": 2}')
+        self.assert_error(self.epjit("warm", "--profile", newer, "--json"), 3, "unsupported", "epjit_profile is 2")
 
     @unittest.skipIf(os.path.exists("/dev/nvidiactl"), "there is a GPU")
     def test_exchanges_of_real_ranks_need_gpus_and_say_so(self):

@@ -35,7 +35,7 @@ constexpr std::array<option_info, 8> warm_options{{
     {"--ranks", "N", "world sizes to compile for (GPUs of this machine, else 8)", true},
     {"--arch", "SM", "targets such as sm_90a (this machine's GPUs, else sm_90a)", true},
     {"--set", "default|all", "what a forward run needs, or every form of it (default)"},
-    {"--profile", "FILE", "compile a tuning profile's variants as well"},
+    {"--profile", "FILE", "compile a tuning profile's variants as well (EPJIT_PROFILE)"},
     {"--jobs", "N", "compile this many variants at once (CPUs)"},
     {"--only", "TEXT", "of the set, only variants whose description begins so"},
 }};
@@ -77,7 +77,7 @@ constexpr std::array<option_info, 15> run_options{{
     {"--dump", "DIR", "write inputs, dispatched rows and results as .npy files"},
 }};
 
-constexpr std::array<option_info, 17> explain_options{{
+constexpr std::array<option_info, 18> explain_options{{
     exchange,
     model,
     config,
@@ -93,6 +93,7 @@ constexpr std::array<option_info, 17> explain_options{{
     graph,
     {"--arch", "SM", "the GPUs to explain for (this machine's, else sm_90a)"},
     {"--keys", "", "list the keys that the run would load"},
+    {"--profile", "FILE", "a tuning profile (EPJIT_PROFILE)"},
     {"--hosts", "M", "hosts that the ranks are spread over (1)"},
     {"--link-gbps", "X", "bandwidth between hosts in GB/s for each GPU (50)"},
 }};

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "epjit/jit/profile.hpp"
 #include "host/dispatcher/dispatcher.hpp"
 #include "tools/command/machine.hpp"
 #include "tools/command/shape.hpp"
@@ -25,7 +26,12 @@ struct subject {
     jit::target_arch arch = default_arch;
     std::int32_t hosts = 1;
     host::exchange_question question;
+    jit::tuning_key key;  ///< but for what the exchange decides
+    jit::tuned_knobs knobs;
 };
+
+/// What predictions are for (docs/scaling.md).
+constexpr std::string_view imagined_gpu = "NVIDIA H200";
 
 constexpr exchange_kind kinds_through_nccl[] = {exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense,
                                                 exchange_kind::hybrid};
@@ -103,6 +109,9 @@ subject read_subject(context& ctx) {
         ctx.log.write(log_level::info, fmt::format("no GPU here: explained for one of {}", s.arch.text()));
     }
     s.hosts = hosts_option(ctx.call, s.run.ranks);
+    const bool imagined = elsewhere || here.num_gpus == 0;
+    s.key.gpu = !imagined ? here.gpu : s.arch == default_arch ? std::string(imagined_gpu) : std::string();
+    s.key.link = imagined ? jit::link_kind::nvlink : here.link;
     s.question.wanted = s.run.exchange;
     s.question.rates.network_gbps = link_option(ctx.call, s.question.rates.network_gbps);
     s.question.largest = workload_of(s.run, s.hosts);
@@ -168,11 +177,65 @@ std::string predictions_text(const subject& s, const std::vector<host::predictio
     return text + "; bytes of one GPU's dispatch\n\n" + rows.text();
 }
 
+void settle_knobs(const context& ctx, subject& s, exchange_kind exchange) {
+    const std::optional<jit::profile> own = profile_option(ctx);
+    if (exchange == exchange_kind::host) {
+        return;  // no kernels
+    }
+    const jit::run_request request = request_of(s.run, s.arch);
+    s.key.arch = s.arch;
+    s.key.ranks = s.run.ranks / s.hosts;
+    if (exchange == exchange_kind::loopback) {
+        s.key.link = jit::link_kind::none;
+        s.key.ranks = s.run.ranks;
+    }
+    s.key.hidden = request.hidden;
+    s.key.experts = request.num_experts;
+    s.key.topk = request.topk;
+    s.key.input = request.input;
+    s.key.dispatch = request.wire;
+    s.key.scales = request.scales;
+    s.key.combine = request.combine;
+    s.key.tokens = static_cast<std::int32_t>(s.question.largest.tokens);
+    std::vector<const jit::profile*> profiles{&jit::builtin_profile()};
+    if (own) {
+        profiles.insert(profiles.begin(), &*own);
+    }
+    s.knobs = jit::choose_knobs(s.key, profiles);
+}
+
+nlohmann::ordered_json values_json(const jit::knobs& values, bool of_programs) {
+    auto object = nlohmann::ordered_json::object();
+    for (const jit::knob_info& k : jit::knob_infos()) {
+        if (k.of_program == of_programs && values.*k.field != 0) {
+            object[std::string(k.name)] = values.*k.field;
+        }
+    }
+    return object;
+}
+
+nlohmann::ordered_json knobs_json(const subject& s) {
+    const std::int32_t tokens = s.key.tokens;
+    return {{"launches_from", name(s.knobs.launches_from(s.run.layout, tokens))},
+            {"launches", values_json(s.knobs.launches(s.run.layout, tokens), false)},
+            {"programs_from", name(s.knobs.programs_from())},
+            {"programs", values_json(s.knobs.programs(), true)}};
+}
+
+std::string knobs_text(const subject& s) {
+    const jit::knobs& launches = s.knobs.launches(s.run.layout, s.key.tokens);
+    std::string text = fmt::format("\nlaunches as {} says: {}\n",
+                                   name(s.knobs.launches_from(s.run.layout, s.key.tokens)), jit::describe(launches));
+    return text + fmt::format("programs as {} says{}\n", name(s.knobs.programs_from()),
+                              s.knobs.programs() == jit::knobs{} ? "" : ": " + jit::describe(s.knobs.programs()));
+}
+
 }  // namespace
 
 int explain_command(context& ctx) {
-    const subject s = read_subject(ctx);
+    subject s = read_subject(ctx);
     const host::exchange_choice choice = host::choose_exchange(s.question);
+    settle_knobs(ctx, s, choice.exchange);
     const auto predictions = host::predict_all(s.question.largest, s.question.rates);
 
     std::vector<jit::compile_job> jobs;
@@ -180,7 +243,9 @@ int explain_command(context& ctx) {
         run_options run = s.run;
         run.exchange = choice.exchange;
         const jit::template_set templates = open_templates(ctx);
-        for (const jit::variant_spec& spec : jit::run_variants(request_of(run, s.arch))) {
+        jit::run_request request = request_of(run, s.arch);
+        request.programs = s.knobs.programs();
+        for (const jit::variant_spec& spec : jit::run_variants(request)) {
             jobs.push_back({spec, jit::variant_key(spec, templates)});
         }
     }
@@ -197,6 +262,7 @@ int explain_command(context& ctx) {
                     {"reason", choice.reason},
                     {"why_not", std::move(others)},
                     {"keys", std::move(keys)},
+                    {"knobs", knobs_json(s)},
                     {"predictions", predictions_json(predictions)},
                     {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
         return exit_done;
@@ -209,7 +275,7 @@ int explain_command(context& ctx) {
     for (const host::why_not& o : choice.others) {
         others.add({std::string(name(o.exchange)), o.reason});
     }
-    text += others.text() + predictions_text(s, predictions);
+    text += others.text() + knobs_text(s) + predictions_text(s, predictions);
     if (ctx.call.has("--keys")) {
         table keys({{"key"}, {"variant"}});
         for (const auto& job : jobs) {

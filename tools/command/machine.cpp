@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/command/machine.hpp"
 
+#include "host/dispatcher/tuning.hpp"
 #include "host/driver/api.hpp"
 #include "tools/command/values.hpp"
 
 #include <algorithm>
+#include <array>
 
 namespace epjit::tools {
 namespace {
@@ -49,11 +51,22 @@ machine look_at_machine(const context& ctx) {
             }
             ++result.num_gpus;
         }
+        std::array<char, 256> gpu{};
+        driver->check(driver->device_name(gpu.data(), static_cast<int>(gpu.size()) - 1, 0), "cuDeviceGetName");
+        result.gpu = gpu.data();
+        result.link = host::link_of(*driver, 0);
     } catch (const error& e) {
         result = {};
         result.why_none = e.message();
     }
     return result;
+}
+
+std::optional<jit::profile> profile_option(const context& ctx) {
+    if (const auto file = ctx.call.value("--profile")) {
+        return jit::load_profile(*file);
+    }
+    return ctx.env.profile.empty() ? std::nullopt : std::optional(jit::load_profile(ctx.env.profile));
 }
 
 jit::template_set open_templates(const context& ctx) {

@@ -3,10 +3,12 @@
 #pragma once
 
 #include "epjit/jit/model.hpp"
+#include "epjit/jit/profile.hpp"
 #include "epjit/jit/spec.hpp"
 #include "tools/command/context.hpp"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,10 +20,15 @@ jit::model_shape model_option(const invocation& call);
 /// The GPUs the driver shows; `why_none` says why there is none.
 struct machine {
     int num_gpus = 0;
-    std::vector<jit::target_arch> archs;  ///< each once
+    std::vector<jit::target_arch> archs;         ///< each once
+    std::string gpu;                             ///< the first one's name
+    jit::link_kind link = jit::link_kind::none;  ///< from it to the others
     std::string why_none;
 };
 machine look_at_machine(const context& ctx);
+
+/// `--profile`, else EPJIT_PROFILE; empty where neither is given. @throws config_error, unsupported_error.
+std::optional<jit::profile> profile_option(const context& ctx);
 
 inline constexpr std::int32_t default_ranks = 8;
 inline constexpr jit::target_arch default_arch{90, 'a'};

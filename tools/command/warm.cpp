@@ -29,6 +29,10 @@ double ms_since(clock::time_point start) {
 jit::variant_request read_request(context& ctx) {
     jit::variant_request request;
     request.model = model_option(ctx.call);
+    request.tuned = jit::builtin_profile().entries;
+    if (const auto profile = profile_option(ctx)) {
+        request.tuned.insert(request.tuned.end(), profile->entries.begin(), profile->entries.end());
+    }
     request.archs = arch_option(ctx.call);
     for (const std::string& text : ctx.call.values("--ranks")) {
         const auto value = whole_number(text);
@@ -53,17 +57,6 @@ jit::variant_request read_request(context& ctx) {
         }
     }
     return request;
-}
-
-void refuse_profiles(const context& ctx) {
-    const auto option = ctx.call.value("--profile");
-    if (option || !ctx.env.profile.empty()) {
-        throw unsupported_error(
-            fmt::format("tuning profiles are not in this version of epjit ({}{})",
-                        option ? "--profile " : "EPJIT_PROFILE=", option ? *option : ctx.env.profile),
-            option ? "leave --profile out: the built-in cost model sets the knobs"
-                   : "unset EPJIT_PROFILE: the built-in cost model sets the knobs");
-    }
 }
 
 std::vector<jit::compile_job> make_jobs(const context& ctx, const jit::variant_request& request,
@@ -248,7 +241,6 @@ std::shared_ptr<jit::compiler> open_compiler(const context& ctx, const jit::temp
 
 int warm_command(context& ctx) {
     const auto start = clock::now();
-    refuse_profiles(ctx);
     const auto cpus = static_cast<std::int64_t>(std::max(1u, std::thread::hardware_concurrency()));
     const auto parallelism = static_cast<int>(number_option(ctx.call, "--jobs", cpus, 1, 1024));
     const jit::variant_request request = read_request(ctx);

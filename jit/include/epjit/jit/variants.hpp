@@ -3,6 +3,7 @@
 #pragma once
 
 #include "epjit/jit/model.hpp"
+#include "epjit/jit/profile.hpp"
 #include "epjit/jit/spec.hpp"
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 
 namespace epjit::jit {
 
-/// Builders of canonical specs: fields that do not matter are zeroed, knobs come from the cost model.
+/// Builders of canonical specs: fields that do not matter are zeroed, knobs are the cost model's (see with_knobs).
 /// @throws config_error when a value is out of the library's bounds.
 variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots, std::int32_t num_ranks,
                        std::int32_t topk, bool sparse);
@@ -47,12 +48,14 @@ struct variant_request {
     std::vector<std::int32_t> ranks;  ///< each R of interest
     std::vector<target_arch> archs;
     variant_set set = variant_set::base;
+    /// Entries of profiles: programs that runs with their knobs load are listed beside the cost model's.
+    std::vector<profile_entry> tuned{};
 };
 
 /// Every variant of the request, each once, in a stable order.
 std::vector<variant_spec> list_variants(const variant_request& request);
 
-/// The variants one run loads: a subset of list_variants for the same model, R and arch.
+/// The variants one run loads: a subset of list_variants for the same model, R, arch and profiles.
 struct run_request {
     std::int32_t hidden = 0, num_experts = 0, num_slots = 0, topk = 0, num_ranks = 1;
     target_arch arch;
@@ -63,6 +66,7 @@ struct run_request {
     scale_type scales = scale_type::none;
     dtype combine = dtype::bf16;
     bool backward = false;  ///< weight gradients too
+    knobs programs{};       ///< tuned_knobs::programs()
 };
 std::vector<variant_spec> run_variants(const run_request& request);
 

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "epjit/jit/knobs.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace epjit::jit {
+namespace {
+
+constexpr knob_info infos[] = {
+    {"scatter_threads", &knobs::scatter_threads, 32, 320, 32, true},
+    {"scatter_stages", &knobs::scatter_stages, 2, 48, 1, true},
+    {"scatter_movers", &knobs::scatter_movers, 1, 16, 1, true},
+    {"gather_threads", &knobs::gather_threads, 32, 512, 32, true},
+    {"dispatch_stages", &knobs::dispatch_stages, 2, 48, 1, true},
+    {"dispatch_movers", &knobs::dispatch_movers, 1, 16, 1, true},
+    {"combine_threads", &knobs::combine_threads, 32, 288, 32, true},
+    {"dispatch_launches", &knobs::dispatch_launches, 1, 2, 1, false},
+    {"dispatch_senders", &knobs::dispatch_senders, 1, 1024, 1, false},
+    {"dispatch_chunk", &knobs::dispatch_chunk, 1, 64, 1, false},
+    {"combine_launches", &knobs::combine_launches, 1, 2, 1, false},
+    {"combine_senders_percent", &knobs::combine_senders_percent, 5, 95, 1, false},
+    {"combine_chunk", &knobs::combine_chunk, 1, 64, 1, false},
+};
+
+/// Rows in flight and the warps that share them: each warp loads one row while it stores another.
+void set_ring(variant_spec& spec, std::int32_t stages, std::int32_t movers) noexcept {
+    if (spec.stages == 0) {
+        return;  // bulk copies cannot move these rows
+    }
+    if (stages != 0) {
+        spec.stages = std::clamp(stages, 2, spec.stages);
+    }
+    if (movers != 0) {
+        spec.movers = movers;
+    }
+    spec.movers = std::min(spec.movers, std::max(1, spec.stages / 2));
+}
+
+}  // namespace
+
+knobs knobs::part(bool of_programs) const noexcept {
+    knobs kept;
+    for (const knob_info& k : infos) {
+        if (k.of_program == of_programs) {
+            kept.*k.field = this->*k.field;
+        }
+    }
+    return kept;
+}
+
+std::span<const knob_info> knob_infos() noexcept {
+    return infos;
+}
+
+knobs cost_model_launches() noexcept {
+    knobs k;
+    k.dispatch_launches = 1;
+    k.dispatch_senders = 32;  // few blocks fill the links, the rest drive the memory (docs/performance.md)
+    k.combine_launches = 1;
+    k.combine_senders_percent = 50;
+    k.combine_chunk = 1;  // owners work in the order in which sums arrive: two lines a flag cost 5%, four 17%
+    return k;
+}
+
+knobs filled(knobs values, const knobs& otherwise) noexcept {
+    for (const knob_info& k : infos) {
+        if (values.*k.field == 0) {
+            values.*k.field = otherwise.*k.field;
+        }
+    }
+    return values;
+}
+
+variant_spec with_knobs(variant_spec spec, const knobs& values) noexcept {
+    const auto set_threads = [&spec](std::int32_t threads) {
+        if (threads != 0) {
+            spec.threads = threads;
+        }
+    };
+    switch (spec.kind) {
+        case kernel_kind::permute_dispatch:
+            set_threads(values.scatter_threads);
+            set_ring(spec, values.scatter_stages, values.scatter_movers);
+            break;
+        case kernel_kind::exchange_dispatch: set_ring(spec, values.dispatch_stages, values.dispatch_movers); break;
+        case kernel_kind::unpermute_combine: set_threads(values.gather_threads); break;
+        case kernel_kind::exchange_combine: set_threads(values.combine_threads); break;
+        case kernel_kind::plan:
+        case kernel_kind::weight_gradient:
+        case kernel_kind::exchange_plan:
+        case kernel_kind::exchange_helpers: break;
+    }
+    return spec;
+}
+
+std::string describe(const knobs& values) {
+    std::string text;
+    for (const knob_info& k : infos) {
+        if (values.*k.field != 0) {
+            text += fmt::format("{}{}={}", text.empty() ? "" : " ", k.name, values.*k.field);
+        }
+    }
+    return text.empty() ? "none" : text;
+}
+
+}  // namespace epjit::jit
