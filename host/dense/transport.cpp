@@ -20,7 +20,9 @@ class dense_transport final : public sendrecv_transport {
         const auto gather = [this](travel_area area) {
             return gather_in_place{in(area, 0, 0), static_cast<std::size_t>(shape_.region(area))};
         };
-        std::vector<gather_in_place> gathers{counts_gather(0), gather(travel_area::rows)};
+        const auto of_plan = plan_gathers(0);
+        std::vector<gather_in_place> gathers(of_plan.begin(), of_plan.end());
+        gathers.push_back(gather(travel_area::rows));
         if (shape_.region(travel_area::scales) != 0) {
             gathers.push_back(gather(travel_area::scales));
         }

@@ -140,6 +140,7 @@ inline constexpr unsigned stream_non_blocking = 1;
     X(copy_to_peer, "cuMemcpyPeerAsync", cu_pointer, cu_context, cu_pointer, cu_context, std::size_t, stream_t)       \
     X(copy_2d, "cuMemcpy2DAsync_v2", const cu_copy_2d*, stream_t)                                                     \
     X(fill_bytes, "cuMemsetD8Async", cu_pointer, unsigned char, std::size_t, stream_t)                                \
+    X(fill_words, "cuMemsetD32Async", cu_pointer, unsigned, std::size_t, stream_t)                                    \
     X(stream_create, "cuStreamCreate", stream_t*, unsigned)                                                           \
     X(stream_destroy, "cuStreamDestroy_v2", stream_t)                                                                 \
     X(stream_synchronize, "cuStreamSynchronize", stream_t)                                                            \

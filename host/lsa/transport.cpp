@@ -42,7 +42,7 @@ class lsa_transport final : public transport {
     [[nodiscard]] const std::uint8_t* lines_in(std::int32_t lane) const noexcept override {
         return reinterpret_cast<const std::uint8_t*>(local() + counts_offset(lane) + lines_at_);
     }
-    void exchange_counts(std::int32_t, stream_t) override {}
+    void exchange_counts(const plan_options&, std::int32_t, stream_t) override {}
     void exchange_lines(std::int32_t, stream_t) override {}
 
     [[nodiscard]] std::uint8_t* out(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept override {

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <thread>
 
@@ -233,6 +234,13 @@ void nccl_communicator::barrier_host() {
     const std::int32_t mine = rank_;
     std::vector<std::int32_t> all(static_cast<std::size_t>(size_));
     all_gather_host(&mine, all.data(), sizeof mine);
+}
+
+std::uint32_t nccl_communicator::number_exchange() {
+    // The highest of all, and not merely the next: one that failed on some ranks is counted by the others only.
+    std::vector<std::uint32_t> all(static_cast<std::size_t>(size_));
+    all_gather_host(&exchanges_, all.data(), sizeof exchanges_);
+    return exchanges_ = *std::max_element(all.begin(), all.end()) + 1;
 }
 
 void nccl_communicator::warm(std::span<const gather_in_place> gathers) {

@@ -61,6 +61,9 @@ class nccl_communicator {
     /// that no later call connects or loads anything. Collective, waits.
     void warm(std::span<const gather_in_place> gathers = {});
 
+    /// A number from 1 up that no exchange on this communicator has had, the same on every rank. Collective.
+    std::uint32_t number_exchange();
+
     // Device memory, ordered on `stream`, capturable; no allocation and no wait. @throws nccl_error.
     /// One group of uneven sends and receives, the rank's own part copied on the device.
     void exchange(std::span<const peer_transfer> transfers, stream_t stream);
@@ -130,6 +133,7 @@ class nccl_communicator {
     std::string failure_text_;
     int failure_code_ = 0;
     std::unique_ptr<staging> staging_;
+    std::uint32_t exchanges_ = 0;
     bool connected_ = false;  ///< every pair, by warm()
     std::unique_ptr<class nccl_watchdog> watchdog_;
 };

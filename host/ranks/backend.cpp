@@ -101,7 +101,7 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
     }
     args.phases = templates::plan_phase_count;
     launch(comm_, kernel, blocks, &args, stream, blocks > 1);
-    way_->exchange_counts(lane, stream);
+    way_->exchange_counts(plan.options, bound(plan), stream);
     args.phases = templates::plan_phase_place;
     launch(comm_, kernel, blocks, &args, stream);
     way_->exchange_lines(lane, stream);

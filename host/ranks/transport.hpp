@@ -57,7 +57,8 @@ class transport {
         std::int32_t lane) const noexcept = 0;  ///< where peers are not written
     [[nodiscard]] virtual std::int64_t lines_offset(std::int32_t lane) const noexcept = 0;
     [[nodiscard]] virtual const std::uint8_t* lines_in(std::int32_t lane) const noexcept = 0;
-    virtual void exchange_counts(std::int32_t lane, stream_t stream) = 0;
+    /// `bound`: tokens that a rank may bring to this plan.
+    virtual void exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) = 0;
     virtual void exchange_lines(std::int32_t lane, stream_t stream) = 0;
 
     /// Where what is for `rank` is written, and where what came from it is read. On this rank the two are one memory

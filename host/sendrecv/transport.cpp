@@ -9,7 +9,13 @@ namespace epjit::host {
 
 sendrecv_transport::sendrecv_transport(communicator_state& comm, const resolved_config& config,
                                        const travel_shape& shape)
-    : comm_(comm), me_(config.first_driven), ranks_(config.num_ranks), shape_(shape), groups_(comm.nccl) {
+    : comm_(comm),
+      me_(config.first_driven),
+      ranks_(config.num_ranks),
+      shape_(shape),
+      groups_(comm.nccl),
+      kind_(config.config.kind),
+      stamps_(comm, shape.num_lanes) {
     lay_out();
     const std::size_t lane_bytes = static_cast<std::size_t>(lane_bytes_);
     for (std::int32_t lane = 0; lane < shape.num_lanes; ++lane) {
@@ -51,15 +57,24 @@ void sendrecv_transport::lay_out() {
 }
 
 void sendrecv_transport::warm() {
-    const gather_in_place gathers[] = {counts_gather(0)};
-    comm_.nccl->warm(gathers);
+    comm_.nccl->warm(plan_gathers(0));
 }
 
-void sendrecv_transport::exchange_counts(std::int32_t lane, stream_t stream) {
-    const gather_in_place g = counts_gather(lane);
+void sendrecv_transport::exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) {
+    nccl_communicator& nccl = *comm_.nccl;
     begin_group(phase_of(lane_op::plan_counts), stream);
-    comm_.nccl->all_gather(static_cast<std::byte*>(g.all) + static_cast<std::size_t>(me_) * g.bytes, g.all, g.bytes,
-                           stream);
+    stamps_.put(options.lane, bound, options.mode, options.layout, stream);
+    nccl.group("ncclAllGather", [&] {
+        nccl_result result = nccl_success;
+        for (const gather_in_place& g : plan_gathers(options.lane)) {
+            const auto* mine = static_cast<const std::byte*>(g.all) + static_cast<std::size_t>(me_) * g.bytes;
+            result = result == nccl_success
+                         ? nccl.api().all_gather(mine, g.all, g.bytes, nccl_type::uint8, nccl.handle(), stream)
+                         : result;
+        }
+        return result;
+    });
+    stamps_.fetch(options.lane, stream);
     end_group(stream);
 }
 

@@ -7,6 +7,7 @@
 #include "host/exchange/device_memory.hpp"
 #include "host/nccl/watchdog.hpp"
 #include "host/ranks/transport.hpp"
+#include "host/sendrecv/stamps.hpp"
 
 #include <array>
 #include <vector>
@@ -41,7 +42,7 @@ class sendrecv_transport : public transport {
     [[nodiscard]] const std::uint8_t* lines_in(std::int32_t lane) const noexcept override {
         return reinterpret_cast<const std::uint8_t*>(base(lanes_[static_cast<std::size_t>(lane)].in) + lines_at_);
     }
-    void exchange_counts(std::int32_t lane, stream_t stream) override;
+    void exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) override;
     void exchange_lines(std::int32_t lane, stream_t stream) override;
 
     [[nodiscard]] std::uint8_t* out(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept override {
@@ -58,16 +59,19 @@ class sendrecv_transport : public transport {
               stream_t stream) override;
     void arrive(std::int32_t, lane_op, stream_t) override {}
     void warm() override;
-    void check() override { comm_.nccl->check(); }
+    void check() override {
+        comm_.nccl->check();
+        stamps_.check(name(kind_));
+    }
 
    protected:
     /// The region of what goes out to `rank`, other memory than in() for this rank too.
     [[nodiscard]] std::uint8_t* outgoing(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept {
         return at(lanes_[static_cast<std::size_t>(lane)].out, area, rank);
     }
-    /// The gather of a plan's counts.
-    [[nodiscard]] gather_in_place counts_gather(std::int32_t lane) const noexcept {
-        return {counts(lane), static_cast<std::size_t>(shape_.counts_words) * 4};
+    /// The gathers of a plan's counts, and of what the ranks say of the plan.
+    [[nodiscard]] std::array<gather_in_place, 2> plan_gathers(std::int32_t lane) const noexcept {
+        return {{{counts(lane), static_cast<std::size_t>(shape_.counts_words) * 4}, stamps_.gather(lane)}};
     }
     /// What post() moves of one area, appended to `transfers_`.
     void append(std::int32_t lane, travel_area area, const line_traffic& traffic, bool back);
@@ -99,6 +103,8 @@ class sendrecv_transport : public transport {
 
     lane_order order_;
     watched_groups groups_;
+    const exchange_kind kind_;
+    plan_stamps stamps_;
     std::int64_t lane_bytes_ = 0, lines_at_ = 0;
     std::array<std::int64_t, num_travel_areas> areas_at_{};
     std::array<lane_memory, templates::max_lanes> lanes_;

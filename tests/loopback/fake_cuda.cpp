@@ -4,6 +4,7 @@
 #include "host/driver/api.hpp"
 #include "host/loopback/arguments.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -358,6 +359,10 @@ cu_result cuMemsetD8Async(cu_pointer to, unsigned char value, std::size_t bytes,
     if (bytes < most_bytes) {
         std::memset(reinterpret_cast<void*>(to), value, bytes);
     }
+    return cu_success;
+}
+cu_result cuMemsetD32Async(cu_pointer to, unsigned value, std::size_t count, epjit::stream_t) {
+    std::fill_n(reinterpret_cast<unsigned*>(to), count, value);
     return cu_success;
 }
 cu_result cuStreamCreate(epjit::stream_t* s, unsigned) {

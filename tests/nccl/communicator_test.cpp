@@ -6,6 +6,7 @@
 #include "host/exchange/backend.hpp"
 #include "host/nccl/compare.hpp"
 #include "host/nccl/watchdog.hpp"
+#include "host/sendrecv/stamps.hpp"
 #include "tests/nccl/support.hpp"
 
 #include <gmock/gmock.h>
@@ -476,6 +477,62 @@ TEST(nccl_exchanges, connect_every_pair_once_and_run_their_gathers_when_they_are
             EXPECT_LT(stub_get(version, "largest_gather"), rows);
         }
     }
+}
+
+/// What the ranks' stamps say after each has put its own and all have been gathered.
+outcomes stamp(const std::function<void(int, communicator&, host::plan_stamps&)>& put) {
+    return run_ranks(version, 3, [&](int rank, communicator& comm, runtime&) {
+        host::nccl_communicator& nccl = nccl_of(comm);
+        host::plan_stamps first(comm.state(), 2);
+        host::plan_stamps second(comm.state(), 2);
+        const auto plan = [&](host::plan_stamps& stamps) {
+            const host::gather_in_place g = stamps.gather(1);
+            nccl.all_gather(static_cast<std::byte*>(g.all) + static_cast<std::size_t>(rank) * g.bytes, g.all, g.bytes,
+                            nullptr);
+            stamps.fetch(1, nullptr);
+        };
+        for (host::plan_stamps* stamps : {&first, &second}) {
+            stamps->put(1, 64, mode::exact, layout::flat, nullptr);
+            plan(*stamps);
+            stamps->check("sendrecv");
+        }
+        put(rank, comm, second);
+        plan(second);
+        nccl.barrier_host();
+        second.check("sendrecv");
+    });
+}
+
+TEST(plan_stamps, that_differ_are_named_on_every_rank) {
+    EXPECT_THAT(
+        stamp([](int, communicator&, host::plan_stamps& s) { s.put(1, 32, mode::fixed, layout::masked, nullptr); }),
+        Each(""));
+    const outcomes errors = stamp([](int rank, communicator&, host::plan_stamps& s) {
+        s.put(1, rank == 1 ? 16 : 64, mode::fixed, layout::masked, nullptr);
+    });
+    for (int rank = 0; rank < 3; ++rank) {
+        EXPECT_THAT(errors[rank],
+                    AllOf(HasSubstr("config: exchange 'sendrecv', lane 1: rank "),
+                          HasSubstr("exchange 2 of its communicator, lane 1, at most 64 tokens, static, masked"),
+                          HasSubstr("exchange 2 of its communicator, lane 1, at most 16 tokens, static, masked"),
+                          HasSubstr("issue the same calls")))
+            << rank;
+    }
+}
+
+TEST(plan_stamps, tell_exchanges_apart_whose_gathers_meet) {
+    const outcomes errors = run_ranks(version, 2, [](int rank, communicator& comm, runtime&) {
+        host::plan_stamps first(comm.state(), 1);
+        host::plan_stamps second(comm.state(), 1);
+        host::plan_stamps& mine = rank == 0 ? first : second;
+        mine.put(0, 64, mode::exact, layout::flat, nullptr);
+        const host::gather_in_place g = mine.gather(0);
+        nccl_of(comm).all_gather(static_cast<std::byte*>(g.all) + static_cast<std::size_t>(rank) * g.bytes, g.all,
+                                 g.bytes, nullptr);
+        mine.fetch(0, nullptr);
+        mine.check("dense");
+    });
+    EXPECT_THAT(errors, Each(AllOf(HasSubstr("exchange 1 of its communicator"), HasSubstr("exchange 2 of its"))));
 }
 
 host::resolved_config config_for(int ranks) {
