@@ -173,6 +173,36 @@ TEST_P(faults_calls, two_exchanges_on_one_communicator_work_in_one_order_and_not
     expect_usable(ranks, 1);
 }
 
+TEST_P(faults_calls, a_lent_view_that_is_used_late_is_an_error_on_each_rank) {
+    scripted_ranks ranks = two_ranks();
+    begin(ranks, "lanes=2");
+    ranks.all("layer 1 lane=1 seed=3");
+    for (const char* command : {"plan 0", "dispatch 0", "lend 0 view", "use_lent view"}) {
+        ranks.all(command);
+    }
+    // The other lane's memory is its own.
+    ranks.all("whole 1");
+    ranks.all("use_lent view");
+    ranks.all("experts 0");
+    ranks.all("combine 0");
+    for (const answer& a : ranks.ask_all("use_lent view")) {
+        EXPECT_EQ(a.kind, "config");
+        EXPECT_THAT(a.text, AllOf(HasSubstr("the lent view 'rows of rank "), HasSubstr("a later exchange has taken")));
+    }
+    for (const answer& a : ranks.ask_all("lend 0 late")) {
+        EXPECT_EQ(a.kind, "config");
+        EXPECT_THAT(a.text, HasSubstr("without a dispatch of this plan as its last call"));
+    }
+    ranks.all("check 0");
+    for (const char* command : {"plan 0", "dispatch 0", "lend 0 view", "drop_exchange 0"}) {
+        ranks.all(command);
+    }
+    for (const answer& a : ranks.ask_all("use_lent view")) {
+        EXPECT_EQ(a.kind, "config");
+        EXPECT_THAT(a.text, HasSubstr("after its owner was destroyed"));
+    }
+}
+
 TEST_P(faults_calls, eight_free_sms_are_enough) {
     scripted_ranks ranks = two_ranks();
     begin(ranks, "max_tokens=256 hidden=2048", "tokens=256 hidden=2048");

@@ -322,6 +322,8 @@ TEST(scripted_ranks, do_what_they_are_told_and_answer_with_the_error) {
         ranks.all("whole d");
         EXPECT_EQ(ranks.ask(0, "check d").text, "bad_ids=1") << mode;
     }
+    EXPECT_EQ(ranks.ask(0, "lend d view").kind, "unsupported");
+    EXPECT_EQ(ranks.ask(0, "use_lent view").kind, "exception");
     ranks.all("layer c more_tokens_on_rank=0 more=100");
     const answer many = ranks.ask(0, "plan c");
     EXPECT_EQ(many.kind, "config");

@@ -71,6 +71,8 @@ struct scripted_layer {
     tools::reference::problem job;
     std::unique_ptr<tools::memory_space> memory;
     std::optional<tools::layer> layer;
+    exchange* on = nullptr;
+    const plan* current = nullptr;  ///< the layer's
 };
 
 class script {
@@ -84,12 +86,19 @@ class script {
             return make_exchange(c);
         }
         if (name == "drop_exchange") {
-            layers_.clear();
-            exchanges_.erase(c.word(1));
+            const auto found = exchanges_.find(c.word(1));
+            if (found != exchanges_.end()) {
+                std::erase_if(layers_, [&](const auto& l) { return l.second.on == found->second.get(); });
+                exchanges_.erase(found);
+            }
             return "";
         }
         if (name == "layer") {
             return make_layer(c);
+        }
+        if (name == "use_lent") {
+            const tensor_view view = lent_.at(c.word(1)).get();
+            return fmt::format("rows={} columns={}", view.rows, view.columns);
         }
         if (name == "drop_layer") {
             layers_.erase(c.word(1));
@@ -189,7 +198,9 @@ class script {
         o.experts_in_place = true;
         o.lane = c.number("lane", 0);
         o.token_bound = c.number("token_bound", 0);
-        l.layer.emplace(*exchanges_.at(c.text("on", "0")), *l.memory, l.job, o);
+        l.on = exchanges_.at(c.text("on", "0")).get();
+        o.after_plan = [&l](plan& made) { l.current = &made; };
+        l.layer.emplace(*l.on, *l.memory, l.job, o);
         l.layer->upload();
         return "";
     }
@@ -224,6 +235,9 @@ class script {
             layer.dispatch();
             layer.run_experts();
             layer.combine();
+        } else if (name == "lend") {
+            // The rows that came from the next rank.
+            lent_[c.word(2)] = l.on->lend_rows(*l.current, 0, (world_->rank() + 1) % world_->ranks());
         } else if (name == "record") {
             layer.record_graph(c.number("layers", 1));
         } else if (name == "replay") {
@@ -268,6 +282,7 @@ class script {
     std::vector<host::device_buffer> pattern_;
     std::map<std::string, std::unique_ptr<exchange>> exchanges_;
     std::map<std::string, scripted_layer> layers_;
+    std::map<std::string, lent_view> lent_;
     std::unique_ptr<occupation> occupied_;
 };
 

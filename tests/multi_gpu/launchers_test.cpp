@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command under the launchers that are installed. EPJIT_COMMAND names it where it does not lie beside the tests.
+#include "tests/multi_gpu/faults.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <sstream>
+#include <string>
+#include <sys/wait.h>
+
+namespace epjit::tests {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string command_path() {
+    if (const char* given = std::getenv("EPJIT_COMMAND")) {
+        return given;
+    }
+    return fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "epjit";
+}
+
+bool installed(const std::string& program) {
+    const char* path = std::getenv("PATH");
+    std::istringstream folders(path != nullptr ? path : "");
+    for (std::string folder; std::getline(folders, folder, ':');) {
+        std::error_code ignored;
+        if (fs::exists(fs::path(folder) / program, ignored)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/// What a shell command prints on stdout, and its exit status.
+std::pair<std::string, int> run_shell(const std::string& command) {
+    std::FILE* pipe = ::popen(command.c_str(), "r");
+    if (pipe == nullptr) {
+        return {"", -1};
+    }
+    std::string text;
+    char bytes[4096];
+    for (std::size_t n = 0; (n = std::fread(bytes, 1, sizeof bytes, pipe)) > 0;) {
+        text.append(bytes, n);
+    }
+    const int status = ::pclose(pipe);
+    return {text, WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)};
+}
+
+class launchers : public faults {
+   protected:
+    /// Two ranks of `epjit run` behind `launcher`: rank 0 prints for both, and the result is right.
+    static void expect_a_checked_layer(const std::string& launcher) {
+        const std::string epjit = command_path();
+        if (!fs::exists(epjit)) {
+            GTEST_SKIP() << "no command at " << epjit << " (EPJIT_COMMAND)";
+        }
+        for (const char* more : {"", " --mode static --graph --iters 20"}) {
+            const std::string command = fmt::format("timeout -k 10 240 {} {} run --exchange {} --check --json{}",
+                                                    launcher, epjit, name(GetParam()), more);
+            SCOPED_TRACE(command);
+            const auto [text, status] = run_shell(command);
+            EXPECT_EQ(status, 0);
+            const auto seen = nlohmann::json::parse(text, nullptr, false);
+            ASSERT_TRUE(seen.is_object()) << "not one object: " << text;
+            EXPECT_TRUE(seen.value("ok", false)) << text;
+            EXPECT_EQ(seen.value("exchange", ""), name(GetParam()));
+            EXPECT_GT(seen.value("checked_rows", 0), 0);
+            EXPECT_EQ(seen.value("mismatched_rows", -1), 0);
+        }
+    }
+};
+
+TEST_P(launchers, torchrun_starts_the_ranks_of_the_command) {
+    if (!installed("torchrun")) {
+        GTEST_SKIP() << "torchrun is not installed";
+    }
+    expect_a_checked_layer(fmt::format("torchrun --nproc-per-node 2 --no-python --master-port {}", next_port()));
+}
+
+TEST_P(launchers, mpirun_starts_the_ranks_of_the_command) {
+    if (!installed("mpirun")) {
+        GTEST_SKIP() << "mpirun is not installed";
+    }
+    expect_a_checked_layer(
+        "env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -np 2 --oversubscribe");
+}
+
+INSTANTIATE_TEST_SUITE_P(each, launchers,
+                         ::testing::Values(exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense),
+                         [](const auto& one) { return std::string(name(one.param)); });
+
+}  // namespace
+}  // namespace epjit::tests
