@@ -84,6 +84,7 @@ epjit::plan_options to_cpp(const epjit_plan_options& o) {
     r.alignment = o.alignment;
     r.token_bound = o.token_bound;
     r.lane = o.lane;
+    r.source = enumerator<plan_source>(o.source, "epjit_plan_options::source");
     return r;
 }
 
@@ -97,6 +98,7 @@ epjit_plan_options to_c(const epjit::plan_options& o) {
     r.alignment = o.alignment;
     r.token_bound = o.token_bound;
     r.lane = o.lane;
+    r.source = static_cast<epjit_plan_source>(o.source);
     return r;
 }
 

@@ -52,6 +52,9 @@ static_assert(same(EPJIT_REDUCTION_PER_RANK, reduction::per_rank) &&
 static_assert(same(EPJIT_WEIGHTING_NONE, weighting::none) && same(EPJIT_WEIGHTING_INPUT, weighting::input) &&
               same(EPJIT_WEIGHTING_EXPERTS, weighting::experts) && same(EPJIT_WEIGHTING_COMBINE, weighting::combine));
 static_assert(same(EPJIT_OVERFLOW_FAIL, overflow::fail) && same(EPJIT_OVERFLOW_DROP, overflow::drop));
+static_assert(same(EPJIT_PLAN_SOURCE_AUTO, plan_source::automatic) &&
+              same(EPJIT_PLAN_SOURCE_COUNTS, plan_source::counts) &&
+              same(EPJIT_PLAN_SOURCE_GATHERED, plan_source::gathered));
 static_assert(same(EPJIT_EXCHANGE_AUTO, exchange_kind::automatic) && same(EPJIT_EXCHANGE_HOST, exchange_kind::host) &&
               same(EPJIT_EXCHANGE_LOOPBACK, exchange_kind::loopback) && same(EPJIT_EXCHANGE_LSA, exchange_kind::lsa) &&
               same(EPJIT_EXCHANGE_SENDRECV, exchange_kind::sendrecv) &&
@@ -109,6 +112,7 @@ const char* any_name(epjit_enumeration enumeration, std::int32_t value) noexcept
         case EPJIT_ENUM_TENSOR_USE: return name_of<tensor_use>(value);
         case EPJIT_ENUM_RESIDENCE: return name_of<residence>(value);
         case EPJIT_ENUM_READINESS_STAGE: return name_of<readiness_stage>(value);
+        case EPJIT_ENUM_PLAN_SOURCE: return name_of<plan_source>(value);
         default: return unknown;
     }
 }

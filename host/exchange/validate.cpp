@@ -228,7 +228,7 @@ std::int64_t worst_case_rows(const resolved_config& config, int driven, const pl
 
 void validate_plan_options(const resolved_config& config, const plan_options& o) {
     if (!known(o.mode, mode::fixed) || !known(o.layout, layout::masked) || !known(o.overflow, overflow::drop) ||
-        !known(o.ids, id_type::i64)) {
+        !known(o.ids, id_type::i64) || !known(o.source, plan_source::gathered)) {
         refuse("use the enumerators of epjit/types.hpp", "an enum of plan_options has a value outside its range");
     }
     if (o.alignment < 1) {

@@ -20,6 +20,7 @@ std::string_view text(lane_op op) {
         case lane_op::barrier: return "a step between calls";
         case lane_op::plan_counts: return "make_plan (counts)";
         case lane_op::plan_lines: return "make_plan (lines)";
+        case lane_op::plan_rows: return "make_plan (routing of all ranks)";
         case lane_op::dispatch: return "dispatch";
         case lane_op::combine_weights: return "combine (weights)";
         case lane_op::combine: return "combine";
@@ -113,7 +114,8 @@ void peer_steps::check(std::string_view exchange) const {
     const auto* record = record_.as<const templates::failure_record>();
     const std::int32_t me = comm_.first_driven;
     // A plan's own wait is for itself; steps know ranks by their number among those that take them.
-    const bool in_plan = record->op == lane_op::plan_counts || record->op == lane_op::plan_lines;
+    const bool in_plan =
+        record->op == lane_op::plan_counts || record->op == lane_op::plan_lines || record->op == lane_op::plan_rows;
     const std::int32_t peer = in_plan && record->peer == me ? me : first_ + record->peer;
     const std::string where =
         fmt::format("exchange '{}', lane {}: rank {} in {}", exchange, record->lane, me, text(record->op));

@@ -44,6 +44,12 @@ class lsa_transport final : public transport {
     }
     void exchange_counts(const plan_options&, std::int32_t, stream_t) override {}
     void exchange_lines(std::int32_t, stream_t) override {}
+    [[nodiscard]] std::uint8_t* routing(std::int32_t lane) const noexcept override {
+        return reinterpret_cast<std::uint8_t*>(local() + routing_offset(lane));
+    }
+    [[nodiscard]] std::int64_t routing_offset(std::int32_t lane) const noexcept override {
+        return counts_offset(lane) + routing_at_;
+    }
 
     [[nodiscard]] std::uint8_t* out(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept override {
         return static_cast<std::uint8_t*>(window_.peer(rank)) + area_offset(area, lane, me_);
@@ -80,7 +86,7 @@ class lsa_transport final : public transport {
     communicator_state& comm_;
     const std::int32_t me_, ranks_;
     const travel_shape shape_;
-    std::int64_t lanes_at_ = 0, lane_bytes_ = 0, lines_at_ = 0, total_ = 0;
+    std::int64_t lanes_at_ = 0, lane_bytes_ = 0, lines_at_ = 0, routing_at_ = 0, total_ = 0;
     std::array<std::int64_t, num_travel_areas> areas_at_{};
     std::array<std::int64_t, 2> flags_at_{};
     symmetric_window window_;
@@ -98,6 +104,7 @@ void lsa_transport::lay_out() {
     };
     part(std::int64_t{ranks_} * shape_.counts_words * 4);
     lines_at_ = part(ranks_ * line_region());
+    routing_at_ = part(2 * ranks_ * shape_.routing_bytes);
     for (std::size_t a = 0; a < num_travel_areas; ++a) {
         areas_at_[a] = part(ranks_ * shape_.region(static_cast<travel_area>(a)));
     }

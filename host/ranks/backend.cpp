@@ -60,25 +60,87 @@ std::unique_ptr<rank_plan> rank_backend::plan_with_memory(const plan_options& op
     return std::make_unique<rank_plan>(comm_, config_, most, blocks, relays(), stream);
 }
 
+void rank_backend::fill_plan_head(templates::plan_head& head, templates::plan_rank& own, const rank_plan& plan,
+                                  const plan_args& ranks) const {
+    const bool unbounded = plan.exact && plan.options.layout != layout::masked;
+    plan.fill(head);
+    head.expert_first = tables_.expert_first;
+    head.expert_slots = tables_.expert_slots;
+    head.slot_rank = tables_.slot_rank;
+    head.rank_first = tables_.rank_first;
+    head.timeout_ns = static_cast<std::uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(comm_.runtime->options.first_wait_timeout).count());
+    head.num_tokens = plan.num_tokens;
+    head.width = static_cast<templates::id_width>(plan.options.ids);
+    head.layout = static_cast<templates::row_layout>(plan.options.layout);
+    head.alignment = plan.options.layout == layout::expert_major ? plan.options.alignment : 1;
+    head.ids_are_slots = config_.config.routing == routing_form::slots ? 1 : 0;
+    head.sequence = plan.sequence;
+    own = {ranks.routing, plan.num_tokens, 0, unbounded ? std::numeric_limits<std::int32_t>::max() : ranks.capacity, 0};
+}
+
+bool rank_backend::gathers(const plan_options& options) {
+    const rank_kernels& k = kernels();
+    const exchange_config& c = config_.config;
+    const exchange_path path = choose_path(c.ll_max_tokens_per_rank, c.max_tokens_per_rank, options.token_bound);
+    if (!is_gathered(options.source, way_->peers_written(), path, k.plan_shape, std::max(1, bound(options)))) {
+        return false;
+    }
+    if (!k.gathered_plan) {
+        throw unsupported_error(
+            fmt::format("a gathered plan of {} expert slots needs {} bytes of shared memory, a block on {} may have {}",
+                        k.plan_shape.num_slots, templates::gathered_shared_bytes(k.plan_shape, 1),
+                        comm_.context->name(), comm_.context->max_shared_bytes()),
+            "ask for plan_source::counts");
+    }
+    return true;
+}
+
+void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks, stream_t stream) {
+    const rank_kernels& k = kernels();
+    const std::int32_t lane = plan.options.lane;
+    const bool flagged = way_->peers_written();
+    templates::gathered_plan_args args{};
+    fill_plan_head(args, args.ranks[0], plan, ranks);
+    args.link = way_->link(lane);
+    args.positions = plan.positions;
+    args.lines = plan.lines;
+    args.line_first = plan.line_first;
+    args.rows = way_->routing(lane);
+    args.rows_offset = way_->routing_offset(lane);
+    args.list_stride = shape_.max_lines;
+    args.bound = std::max(1, bound(plan));
+    const std::int64_t bytes = templates::gathered_bytes(args.bound, config_.config.topk, flagged);
+    args.row_stride = flagged ? shape_.routing_bytes : bytes;
+    args.flagged = flagged ? 1 : 0;
+    args.refused_tokens = ranks.num_tokens > bound(plan) ? ranks.num_tokens : 0;
+    const std::int64_t tiles = std::int64_t{config_.num_ranks} * templates::gathered_rank_tiles(args.bound);
+    const std::int64_t room = (k.gathered_plan.shared_bytes - templates::gathered_fixed_bytes(k.plan_shape)) /
+                              templates::gathered_tile_bytes(k.plan_shape);
+    args.chunk_tiles = static_cast<std::int32_t>(std::min({tiles, room, std::int64_t{32}}));
+    launchable kernel = k.gathered_plan;
+    kernel.shared_bytes = templates::gathered_shared_bytes(k.plan_shape, args.chunk_tiles);
+    // No more than the plan has memory for the counts of.
+    const std::int64_t blocks =
+        templates::gathered_in_one_block(k.plan_shape, args.bound)
+            ? 1
+            : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
+    if (flagged) {
+        args.phases = templates::gathered_phase_send | templates::gathered_phase_plan;
+        launch(comm_, kernel, blocks, &args, stream, blocks > 1);
+        return;
+    }
+    args.phases = templates::gathered_phase_send;
+    launch(comm_, kernel, blocks, &args, stream);
+    way_->exchange_routing(plan.options, bound(plan), bytes, stream);
+    args.phases = templates::gathered_phase_plan;
+    launch(comm_, kernel, blocks, &args, stream, blocks > 1);
+}
+
 void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream) {
     const std::int32_t lane = plan.options.lane;
-    const bool unbounded = plan.exact && plan.options.layout != layout::masked;
     templates::exchange_plan_args args{};
-    plan.fill(args);
-    args.expert_first = tables_.expert_first;
-    args.expert_slots = tables_.expert_slots;
-    args.slot_rank = tables_.slot_rank;
-    args.rank_first = tables_.rank_first;
-    args.timeout_ns = static_cast<std::uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(comm_.runtime->options.first_wait_timeout).count());
-    args.num_tokens = plan.num_tokens;
-    args.width = static_cast<templates::id_width>(plan.options.ids);
-    args.layout = static_cast<templates::row_layout>(plan.options.layout);
-    args.alignment = plan.options.layout == layout::expert_major ? plan.options.alignment : 1;
-    args.ids_are_slots = config_.config.routing == routing_form::slots ? 1 : 0;
-    args.sequence = plan.sequence;
-    args.ranks[0] = {ranks.routing, plan.num_tokens, 0,
-                     unbounded ? std::numeric_limits<std::int32_t>::max() : ranks.capacity, 0};
+    fill_plan_head(args, args.ranks[0], plan, ranks);
     args.link = way_->link(lane);
     args.positions = plan.positions;
     args.counts = way_->counts(lane);
@@ -128,7 +190,11 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
     plan->num_tokens = ranks[0].num_tokens > bound(*plan) ? 0 : ranks[0].num_tokens;
     plan->capacity = ranks[0].capacity;
     plan->known_rows = -1;
-    launch_plan(*plan, ranks[0], stream);
+    if (gathers(options)) {
+        launch_gathered_plan(*plan, ranks[0], stream);
+    } else {
+        launch_plan(*plan, ranks[0], stream);
+    }
     if (plan->exact) {
         wait_for_counts(*plan, stream);
     }

@@ -17,6 +17,7 @@ class rank_kernels {
     rank_kernels(communicator_state& comm, const resolved_config& config);
 
     launchable plan;
+    launchable gathered_plan;  ///< empty where a block of it does not fit the GPU
     launchable sync;
     launchable send_weights;
     launchable return_rows;
@@ -29,6 +30,8 @@ class rank_kernels {
     scatter_program pass;       ///< rows that stay as they are: dispatch type
     scatter_program raw;        ///< input type untouched, to be converted where they arrive
     scatter_program gradients;  ///< combine type
+
+    templates::plan_config plan_shape{};
 
    private:
     std::vector<std::shared_ptr<const loaded_variant>> variants_;

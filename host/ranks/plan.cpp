@@ -32,7 +32,7 @@ rank_plan::rank_plan(communicator_state& comm, const resolved_config& config, st
     const std::size_t slot_counts_at = part(slots * 4);
     const std::size_t slot_offsets_at = part((slots + num_ranks_) * 4);
     const std::size_t rank_rows_at = part(num_ranks_ * 4);
-    const std::size_t block_counts = part(blocks * (slots + num_ranks_) * 4);
+    const std::size_t block_counts = part(blocks * (slots + 4 * num_ranks_) * 4);
     const std::size_t lines_at = part(lines_most * templates::line_bytes(config.config.topk));
     const std::size_t relay_entries_at =
         part(relays * pairs * static_cast<std::int64_t>(sizeof(templates::plan_entry)));

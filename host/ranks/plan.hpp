@@ -2,6 +2,7 @@
 // One real rank's plan: where its own tokens go, and the lines that it will get.
 #pragma once
 
+#include "host/dispatcher/dispatcher.hpp"
 #include "host/exchange/backend.hpp"
 #include "host/exchange/device_memory.hpp"
 #include "host/exchange/layouts.hpp"
@@ -9,6 +10,16 @@
 #include <cstdint>
 
 namespace epjit::host {
+
+/// Whether a plan is made of the routing of all ranks. What decides is equal on every rank: the options, the config and
+/// the exchange. `bound`: tokens that a rank may bring.
+constexpr bool is_gathered(plan_source source, bool peers_written, exchange_path path,
+                           const templates::plan_config& shape, std::int32_t bound) noexcept {
+    if (source != plan_source::automatic) {
+        return source == plan_source::gathered;
+    }
+    return peers_written && path == exchange_path::low_latency && templates::gathered_in_one_block(shape, bound);
+}
 
 class rank_plan final : public plan_state {
    public:

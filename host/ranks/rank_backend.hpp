@@ -106,7 +106,11 @@ class rank_backend : public backend {
     [[noreturn]] void refuse_tokens(const rank_plan& plan, std::int32_t rank, std::int32_t tokens) const;
     std::unique_ptr<rank_plan> plan_with_memory(const plan_options& options, std::unique_ptr<plan_state> reuse,
                                                 stream_t stream);
+    void fill_plan_head(templates::plan_head& head, templates::plan_rank& own, const rank_plan& plan,
+                        const plan_args& ranks) const;
     void launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
+    void launch_gathered_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
+    [[nodiscard]] bool gathers(const plan_options& options);
     void wait_for_counts(rank_plan& plan, stream_t stream);
     void refuse_early(const rank_plan& plan) const;
     void report(const rank_plan& plan);

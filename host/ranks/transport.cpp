@@ -33,6 +33,7 @@ travel_shape shape_travel(const resolved_config& config) {
     shape.num_lanes = c.lanes;
     shape.counts_words = templates::plan_message_words(config.placement.num_slots + config.num_ranks);
     shape.plan_line_bytes = templates::line_bytes(c.topk);
+    shape.routing_bytes = templates::gathered_bytes(shape.max_lines, c.topk, c.kind == exchange_kind::lsa);
     return shape;
 }
 

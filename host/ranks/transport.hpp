@@ -27,6 +27,7 @@ struct travel_shape {
     std::int32_t num_lanes = 1;
     std::int32_t counts_words = 0;  ///< of one rank's message of counts
     std::int64_t plan_line_bytes = 0;
+    std::int64_t routing_bytes = 0;  ///< one rank's routing as every rank gets it, for max_tokens_per_rank tokens
 
     /// Bytes of one rank's region; at least K rows of partials, so that one token's rows fit.
     [[nodiscard]] std::int64_t region(travel_area area) const noexcept;
@@ -60,6 +61,12 @@ class transport {
     /// `bound`: tokens that a rank may bring to this plan.
     virtual void exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) = 0;
     virtual void exchange_lines(std::int32_t lane, stream_t stream) = 0;
+    // Where the routing of all ranks arrives, one rank's every travel_shape::routing_bytes; where peers are written two
+    // of them, and where they lie in every window.
+    [[nodiscard]] virtual std::uint8_t* routing(std::int32_t lane) const noexcept = 0;
+    [[nodiscard]] virtual std::int64_t routing_offset(std::int32_t) const noexcept { return 0; }
+    /// Each rank's `bytes`, a multiple of 16, to all, every rank's next to the one before; where peers are not written.
+    virtual void exchange_routing(const plan_options&, std::int32_t /*bound*/, std::int64_t /*bytes*/, stream_t) {}
 
     /// Where what is for `rank` is written, and where what came from it is read. On this rank the two are one memory
     /// where nothing has to travel.

@@ -14,8 +14,9 @@ namespace epjit::host {
 namespace {
 
 std::string text(const plan_stamp& s) {
-    return fmt::format("exchange {} of its communicator, lane {}, at most {} tokens, {}, {}", s.exchange, s.lane,
-                       s.bound, name(static_cast<mode>(s.choice & 0xff)), name(static_cast<layout>(s.choice >> 8)));
+    return fmt::format("exchange {} of its communicator, lane {}, at most {} tokens, {}, {}, source {}", s.exchange,
+                       s.lane, s.bound, name(static_cast<mode>(s.choice & 0xff)),
+                       name(static_cast<layout>(s.choice >> 8 & 0xff)), name(static_cast<plan_source>(s.choice >> 16)));
 }
 
 plan_stamp load(const plan_stamp* from) noexcept {
@@ -41,10 +42,11 @@ gather_in_place plan_stamps::gather(std::int32_t lane) const noexcept {
     return {device_.as<plan_stamp>() + lane * comm_.num_ranks, sizeof(plan_stamp)};
 }
 
-void plan_stamps::put(std::int32_t lane, std::int32_t bound, mode m, layout l, stream_t stream) {
+void plan_stamps::put(std::int32_t lane, std::int32_t bound, mode m, layout l, plan_source source, stream_t stream) {
     const auto at = static_cast<std::size_t>(lane);
-    const plan_stamp mine{number_, static_cast<std::uint32_t>(lane), static_cast<std::uint32_t>(bound),
-                          static_cast<std::uint32_t>(m) | static_cast<std::uint32_t>(l) << 8};
+    const plan_stamp mine{
+        number_, static_cast<std::uint32_t>(lane), static_cast<std::uint32_t>(bound),
+        static_cast<std::uint32_t>(m) | static_cast<std::uint32_t>(l) << 8 | static_cast<std::uint32_t>(source) << 16};
     captured_[at] = captured_[at] || is_capturing(comm_.context, stream);
     if (mine == written_[at] && !captured_[at]) {
         return;

@@ -18,7 +18,7 @@ struct plan_stamp {
     std::uint32_t exchange = 0;  ///< its number on the communicator, from 1 up; 0: none yet
     std::uint32_t lane = 0;
     std::uint32_t bound = 0;   ///< tokens
-    std::uint32_t choice = 0;  ///< mode, and layout << 8
+    std::uint32_t choice = 0;  ///< mode, layout << 8, and source << 16
     bool operator==(const plan_stamp&) const = default;
 };
 static_assert(sizeof(plan_stamp) == 16);
@@ -31,7 +31,7 @@ class plan_stamps {
     /// The gather that belongs into the group of a plan's counts.
     [[nodiscard]] gather_in_place gather(std::int32_t lane) const noexcept;
     /// Before the gather: this rank's stamp, written where it differs from the lane's last.
-    void put(std::int32_t lane, std::int32_t bound, mode m, layout l, stream_t stream);
+    void put(std::int32_t lane, std::int32_t bound, mode m, layout l, plan_source source, stream_t stream);
     /// After it: what all ranks said goes to the host, in stream order.
     void fetch(std::int32_t lane, stream_t stream);
     /// @throws config_error that names both once ranks have said different things.

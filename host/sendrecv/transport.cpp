@@ -42,6 +42,7 @@ void sendrecv_transport::lay_out() {
     };
     part(std::int64_t{ranks_} * shape_.counts_words * 4);
     lines_at_ = part(std::int64_t{ranks_} * shape_.max_lines * shape_.plan_line_bytes);
+    routing_at_ = part(std::int64_t{ranks_} * shape_.routing_bytes);
     // What a lane's calls move is never there at the same time, so that rows, partial sums and scalars share memory;
     // weights and scales travel beside rows.
     areas_at_[static_cast<std::size_t>(travel_area::scales)] = part(ranks_ * shape_.region(travel_area::scales));
@@ -60,13 +61,14 @@ void sendrecv_transport::warm() {
     comm_.nccl->warm(plan_gathers(0));
 }
 
-void sendrecv_transport::exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) {
+void sendrecv_transport::gather_plan(lane_op op, const gather_in_place& what, const plan_options& options,
+                                     std::int32_t bound, plan_source source, stream_t stream) {
     nccl_communicator& nccl = *comm_.nccl;
-    begin_group(phase_of(lane_op::plan_counts), stream);
-    stamps_.put(options.lane, bound, options.mode, options.layout, stream);
+    begin_group(phase_of(op), stream);
+    stamps_.put(options.lane, bound, options.mode, options.layout, source, stream);
     nccl.group("ncclAllGather", [&] {
         nccl_result result = nccl_success;
-        for (const gather_in_place& g : plan_gathers(options.lane)) {
+        for (const gather_in_place& g : {what, stamps_.gather(options.lane)}) {
             const auto* mine = static_cast<const std::byte*>(g.all) + static_cast<std::size_t>(me_) * g.bytes;
             result = result == nccl_success
                          ? nccl.api().all_gather(mine, g.all, g.bytes, nccl_type::uint8, nccl.handle(), stream)
@@ -76,6 +78,16 @@ void sendrecv_transport::exchange_counts(const plan_options& options, std::int32
     });
     stamps_.fetch(options.lane, stream);
     end_group(stream);
+}
+
+void sendrecv_transport::exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) {
+    gather_plan(lane_op::plan_counts, counts_gather(options.lane), options, bound, plan_source::counts, stream);
+}
+
+void sendrecv_transport::exchange_routing(const plan_options& options, std::int32_t bound, std::int64_t bytes,
+                                          stream_t stream) {
+    gather_plan(lane_op::plan_rows, {routing(options.lane), static_cast<std::size_t>(bytes)}, options, bound,
+                plan_source::gathered, stream);
 }
 
 void sendrecv_transport::exchange_lines(std::int32_t lane, stream_t stream) {
@@ -107,6 +119,7 @@ const char* sendrecv_transport::phase_of(lane_op op) noexcept {
     switch (op) {
         case lane_op::plan_counts: return "make_plan (counts)";
         case lane_op::plan_lines: return "make_plan (lines)";
+        case lane_op::plan_rows: return "make_plan (routing of all ranks)";
         case lane_op::dispatch: return "dispatch";
         case lane_op::combine_weights:
         case lane_op::combine: return "combine";

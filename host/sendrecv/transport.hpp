@@ -44,6 +44,11 @@ class sendrecv_transport : public transport {
     }
     void exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) override;
     void exchange_lines(std::int32_t lane, stream_t stream) override;
+    [[nodiscard]] std::uint8_t* routing(std::int32_t lane) const noexcept override {
+        return reinterpret_cast<std::uint8_t*>(base(lanes_[static_cast<std::size_t>(lane)].in) + routing_at_);
+    }
+    void exchange_routing(const plan_options& options, std::int32_t bound, std::int64_t bytes,
+                          stream_t stream) override;
 
     [[nodiscard]] std::uint8_t* out(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept override {
         const lane_memory& m = lanes_[static_cast<std::size_t>(lane)];
@@ -69,9 +74,11 @@ class sendrecv_transport : public transport {
     [[nodiscard]] std::uint8_t* outgoing(travel_area area, std::int32_t lane, std::int32_t rank) const noexcept {
         return at(lanes_[static_cast<std::size_t>(lane)].out, area, rank);
     }
-    /// The gathers of a plan's counts, and of what the ranks say of the plan.
-    [[nodiscard]] std::array<gather_in_place, 2> plan_gathers(std::int32_t lane) const noexcept {
-        return {{{counts(lane), static_cast<std::size_t>(shape_.counts_words) * 4}, stamps_.gather(lane)}};
+    /// The gathers of plans: of counts, of the largest routing, and of what the ranks say of the plan.
+    [[nodiscard]] std::array<gather_in_place, 3> plan_gathers(std::int32_t lane) const noexcept {
+        return {{counts_gather(lane),
+                 {routing(lane), static_cast<std::size_t>(shape_.routing_bytes)},
+                 stamps_.gather(lane)}};
     }
     /// What post() moves of one area, appended to `transfers_`.
     void append(std::int32_t lane, travel_area area, const line_traffic& traffic, bool back);
@@ -99,13 +106,19 @@ class sendrecv_transport : public transport {
         return reinterpret_cast<std::uint8_t*>(base(w) + areas_at_[static_cast<std::size_t>(area)] +
                                                rank * shape_.region(area));
     }
+    [[nodiscard]] gather_in_place counts_gather(std::int32_t lane) const noexcept {
+        return {counts(lane), static_cast<std::size_t>(shape_.counts_words) * 4};
+    }
+    /// A plan's own gather and that of the stamps, as one group.
+    void gather_plan(lane_op op, const gather_in_place& what, const plan_options& options, std::int32_t bound,
+                     plan_source source, stream_t stream);
     void lay_out();
 
     lane_order order_;
     watched_groups groups_;
     const exchange_kind kind_;
     plan_stamps stamps_;
-    std::int64_t lane_bytes_ = 0, lines_at_ = 0;
+    std::int64_t lane_bytes_ = 0, lines_at_ = 0, routing_at_ = 0;
     std::array<std::int64_t, num_travel_areas> areas_at_{};
     std::array<lane_memory, templates::max_lanes> lanes_;
     std::size_t bytes_ = 0;

@@ -24,6 +24,7 @@ EPJIT_NAMES(mode, {"exact", "static"});
 EPJIT_NAMES(reduction, {"per_rank", "per_host", "per_row"});
 EPJIT_NAMES(weighting, {"none", "input", "experts", "combine"});
 EPJIT_NAMES(overflow, {"fail", "drop"});
+EPJIT_NAMES(plan_source, {"auto", "counts", "gathered"});
 EPJIT_NAMES(exchange_kind, {"auto", "host", "loopback", "lsa", "sendrecv", "dense", "hybrid"});
 #undef EPJIT_NAMES
 
@@ -72,6 +73,7 @@ EPJIT_DEFINE(mode);
 EPJIT_DEFINE(reduction);
 EPJIT_DEFINE(weighting);
 EPJIT_DEFINE(overflow);
+EPJIT_DEFINE(plan_source);
 EPJIT_DEFINE(exchange_kind);
 #undef EPJIT_DEFINE
 

@@ -20,6 +20,8 @@ constexpr program_kernel weight_gradient_kernel{"weight_gradient_kernel",
 
 constexpr program_kernel exchange_plan_kernel{"exchange_plan_kernel",
                                               "epjit::templates::exchange_plan_kernel<epjit::templates::config>"};
+constexpr program_kernel gathered_plan_kernel{"gathered_plan_kernel",
+                                              "epjit::templates::gathered_plan_kernel<epjit::templates::config>"};
 constexpr program_kernel sync_kernel{"sync_kernel", "epjit::templates::sync_kernel<epjit::templates::config>"};
 constexpr program_kernel send_weights_kernel{"send_weights_kernel",
                                              "epjit::templates::send_weights_kernel<epjit::templates::config>"};
@@ -86,7 +88,7 @@ std::vector<program_kernel> kernels_of(const variant_spec& s) {
             return s.stages > 0 ? std::vector{scatter_kernel, scatter_bulk_kernel} : std::vector{scatter_kernel};
         case kernel_kind::unpermute_combine: return {gather_kernel};
         case kernel_kind::weight_gradient: return {weight_gradient_kernel};
-        case kernel_kind::exchange_plan: return {exchange_plan_kernel};
+        case kernel_kind::exchange_plan: return {exchange_plan_kernel, gathered_plan_kernel};
         case kernel_kind::exchange_dispatch: return {dispatch_kernel};
         case kernel_kind::exchange_combine: return {combine_kernel};
         case kernel_kind::exchange_helpers: return {sync_kernel, send_weights_kernel, return_rows_kernel};

@@ -66,6 +66,35 @@ __device__ __forceinline__ void st_release_sys_64(u64* p, u64 value) {
     asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
 }
 
+// A 16-byte access that one thread performs is one access to memory, whole or not at all, where its type is the scalar
+// .b128 (PTX ISA, memory consistency model: single-copy atomicity; a vector of four words is modelled as four
+// accesses). Data and the flag that announces it may share the 16 bytes: no release, no acquire, one flight.
+
+__device__ __forceinline__ uint4 ld_relaxed_sys_128(const void* p) {
+    u64 low, high;
+    asm volatile(
+        "{\n"
+        ".reg .b128 whole;\n"
+        "ld.relaxed.sys.global.b128 whole, [%2];\n"
+        "mov.b128 {%0, %1}, whole;\n"
+        "}"
+        : "=l"(low), "=l"(high)
+        : "l"(p)
+        : "memory");
+    return {static_cast<u32>(low), static_cast<u32>(low >> 32), static_cast<u32>(high), static_cast<u32>(high >> 32)};
+}
+
+__device__ __forceinline__ void st_relaxed_sys_128(void* p, uint4 v) {
+    asm volatile(
+        "{\n"
+        ".reg .b128 whole;\n"
+        "mov.b128 whole, {%1, %2};\n"
+        "st.relaxed.sys.global.b128 [%0], whole;\n"
+        "}" ::"l"(p),
+        "l"(static_cast<u64>(v.y) << 32 | v.x), "l"(static_cast<u64>(v.w) << 32 | v.z)
+        : "memory");
+}
+
 __device__ __forceinline__ void fence_sys() {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }

@@ -34,18 +34,33 @@ __device__ inline void fail_exchange(const rank_link& link, failure_kind kind, l
     }
 }
 
-/// True when the exchange has failed here or on a peer; any thread may ask at the start of a kernel.
-__device__ inline bool exchange_failed(const rank_link& link, lane_op op) {
+/// What says that the exchange has failed.
+struct failure_signs {
+    u32 failed;
+    u64 poison;
+};
+
+/// Loads both at once: a kernel starts with this.
+__device__ __forceinline__ failure_signs load_failure_signs(const rank_link& link) {
     const u32 failed = ld_relaxed_gpu(&link.control->failed);
-    const u64 poison = ld_relaxed_sys_64(link.poison);  // both at once: a kernel starts with this
-    if (failed != 0) {
+    return {failed, ld_relaxed_sys_64(link.poison)};
+}
+
+/// Whether the signs say so; a peer's failure is noted here too.
+__device__ inline bool shows_failure(const failure_signs& signs, const rank_link& link, lane_op op) {
+    if (signs.failed != 0) {
         return true;
     }
-    if (poison != 0) {
-        fail_exchange(link, failure_kind::peer, op, static_cast<i32>(poison) - 1, 0, 0);
+    if (signs.poison != 0) {
+        fail_exchange(link, failure_kind::peer, op, static_cast<i32>(signs.poison) - 1, 0, 0);
         return true;
     }
     return false;
+}
+
+/// True when the exchange has failed here or on a peer; any thread may ask at the start of a kernel.
+__device__ inline bool exchange_failed(const rank_link& link, lane_op op) {
+    return shows_failure(load_failure_signs(link), link, op);
 }
 
 /// Takes the step towards one peer: what this thread has seen or written is visible to whoever sees the word.

@@ -18,6 +18,7 @@ enum class lane_op : i32 {
     combine = 6,
     gradient_rows = 7,
     gradients = 8,
+    plan_rows = 9,
 };
 
 /// Memory of a lane that peers write. Its next writers wait until the last contents have been read everywhere.
@@ -45,9 +46,10 @@ struct exchange_control {
         u32 step;                   ///< steps taken; every rank counts the same ones
         u32 area_step[lane_areas];  ///< a rank that has taken this step has read the area
         u32 leaving;                ///< blocks of the running kernel that are done; zero between kernels
+        u32 gatherings;             ///< plans made from gathered rows; the last one's number is on its vectors
     } lanes[max_lanes];
 };
-static_assert(sizeof(exchange_control) == 24 + 2 * 24);
+static_assert(sizeof(exchange_control) == 24 + 2 * 28);
 
 enum class failure_kind : u32 {
     none = 0,

@@ -79,40 +79,90 @@ struct token_lanes {
     static constexpr i32 passes = plan_tile_tokens / tokens_per_pass;
 };
 
-/// Sparse: compacts the set bytes of each of the tile's map rows into K ids. A warp per token, 32 experts a step.
+/// Sparse: the first K set bytes of a map's row as ids, no_slot after them. The lanes of a warp share the row, 32
+/// experts a step. A null row is empty.
+template <plan_config Config>
+__device__ void compact_map_row(const u8* row, u16* ids, id_problems& problems) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    i32 found = 0;
+    if (row != nullptr) {
+#pragma unroll 4
+        for (i32 first = 0; first < Config.num_experts; first += 32) {
+            const i32 expert = first + lane;
+            const bool set = expert < Config.num_experts && row[expert] != 0;
+            const u32 sets = __ballot_sync(full_warp, set);
+            const i32 place = found + __popc(sets & ((1u << lane) - 1));
+            if (set && place < Config.topk) {
+                ids[place] = static_cast<u16>(expert);
+            }
+            found += __popc(sets);
+        }
+    }
+    if (lane >= found && lane < Config.topk) {
+        ids[lane] = no_slot;
+    }
+    if (lane == 0 && found > Config.topk) {
+        problems.excess += static_cast<u32>(found - Config.topk);
+    }
+}
+
+/// Sparse: compacts each of the tile's map rows into K ids. A warp per token.
 template <plan_config Config, class Args>
 __device__ void stage_sparse_tile(const Args& args, plan_shared<Config>& shared, i32 first_token, i32 last_token,
                                   id_problems& problems) {
-    const i32 warp = static_cast<i32>(threadIdx.x) / 32;
-    const i32 lane = static_cast<i32>(lane_idx());
     i32 rank = 0;
 #pragma unroll 1
-    for (i32 t = warp; t < plan_tile_tokens; t += Config.threads / 32) {
+    for (i32 t = static_cast<i32>(threadIdx.x) / 32; t < plan_tile_tokens; t += Config.threads / 32) {
         const i32 token = first_token + t;
-        i32 found = 0;
+        const u8* row = nullptr;
         if (token < last_token) {
             rank = source_rank_of(args, token, rank);
-            const u8* row = static_cast<const u8*>(args.ranks[rank].routing) +
-                            static_cast<i64>(token - args.ranks[rank].first_token) * Config.num_experts;
-#pragma unroll 4
-            for (i32 first = 0; first < Config.num_experts; first += 32) {
-                const i32 expert = first + lane;
-                const bool set = expert < Config.num_experts && row[expert] != 0;
-                const u32 sets = __ballot_sync(full_warp, set);
-                const i32 place = found + __popc(sets & ((1u << lane) - 1));
-                if (set && place < Config.topk) {
-                    shared.tile_ids[t * Config.topk + place] = static_cast<u16>(expert);
-                }
-                found += __popc(sets);
-            }
+            row = static_cast<const u8*>(args.ranks[rank].routing) +
+                  static_cast<i64>(token - args.ranks[rank].first_token) * Config.num_experts;
         }
-        if (lane >= found && lane < Config.topk) {
-            shared.tile_ids[t * Config.topk + lane] = no_slot;
-        }
-        if (lane == 0 && found > Config.topk) {
-            problems.excess += static_cast<u32>(found - Config.topk);
-        }
+        compact_map_row<Config>(row, shared.tile_ids + t * Config.topk, problems);
     }
+}
+
+/// Whether ids name slots directly.
+template <plan_config Config, class Args>
+__device__ __forceinline__ bool names_slots(const Args& args) {
+    return !Config.sparse && args.ids_are_slots != 0;
+}
+
+/// The lane's id when it is in range and the first of its kind in its token, else -1. All lanes of the warp call it,
+/// those of a token with that token's ids.
+template <plan_config Config, class Args>
+__device__ i64 valid_id(const Args& args, i64 id, id_problems& problems) {
+    const i64 limit = names_slots<Config>(args) ? Config.num_slots : Config.num_experts;
+    // An unsigned id has no -1 of its own: its all-ones value is taken for it.
+    const bool dropped = id == -1 || (args.width == id_width::u32 && id == 0xffffffffLL);
+    if (!dropped && (id < 0 || id >= limit)) {
+        ++problems.bad;
+    }
+    bool valid = !dropped && id >= 0 && id < limit;
+
+    // The first of equal ids in a token stays. Lanes without one compare under numbers of their own.
+    const u32 lane = lane_idx();
+    const u32 same_token = lane / token_lanes<Config>::value;
+    const u32 value = valid ? same_token << 16 | static_cast<u32>(id) : 0x80000000u | lane;
+    const u32 equals = __match_any_sync(full_warp, value);
+    if (valid && (equals & ((1u << lane) - 1)) != 0) {
+        ++problems.duplicate;
+        valid = false;
+    }
+    return valid ? id : -1;
+}
+
+/// The slot that a valid id of token `local` of rank `rank` means.
+template <class Args>
+__device__ __forceinline__ u16 slot_of(const Args& args, bool by_slot, i32 id, i32 rank, i32 local) {
+    if (by_slot || args.expert_slots == nullptr) {
+        return static_cast<u16>(id);
+    }
+    const i32 first = args.expert_first[id];
+    const i32 copies = args.expert_first[id + 1] - first;
+    return args.expert_slots[first + (copies == 1 ? 0 : (rank + local) % copies)];
 }
 
 /// Validates lane k's id of a token and resolves it to a slot. All lanes of the warp call it; `active` lanes have a
@@ -120,7 +170,6 @@ __device__ void stage_sparse_tile(const Args& args, plan_shared<Config>& shared,
 template <plan_config Config, class Args>
 __device__ choice choose(const Args& args, const plan_shared<Config>& shared, bool active, i32 tile_token, i32 token,
                          i32 rank, i32 k, id_problems& problems) {
-    constexpr i32 group = token_lanes<Config>::value;
     i64 id = -1;
     const i32 local = active ? token - args.ranks[rank].first_token : 0;
     if (active) {
@@ -131,34 +180,13 @@ __device__ choice choose(const Args& args, const plan_shared<Config>& shared, bo
             id = load_id(args.ranks[rank].routing, static_cast<i64>(local) * Config.topk + k, args.width);
         }
     }
-    const bool by_slot = !Config.sparse && args.ids_are_slots != 0;
-    const i64 limit = by_slot ? Config.num_slots : Config.num_experts;
-    // An unsigned id has no -1 of its own: its all-ones value is taken for it.
-    const bool dropped = id == -1 || (args.width == id_width::u32 && id == 0xffffffffLL);
-    if (!dropped && (id < 0 || id >= limit)) {
-        ++problems.bad;
-    }
-    bool valid = !dropped && id >= 0 && id < limit;
-
-    // The first of equal ids in a token stays. Lanes without one compare under numbers of their own.
-    const u32 lane = lane_idx();
-    const u32 same_token = lane / group;
-    const u32 value = valid ? same_token << 16 | static_cast<u32>(id) : 0x80000000u | lane;
-    const u32 equals = __match_any_sync(full_warp, value);
-    if (valid && (equals & ((1u << lane) - 1)) != 0) {
-        ++problems.duplicate;
-        valid = false;
-    }
+    id = valid_id<Config>(args, id, problems);
 
     choice c;
-    if (valid) {
-        i32 slot = static_cast<i32>(id);
-        if (!by_slot && args.expert_slots != nullptr) {
-            const i32 first = args.expert_first[slot];
-            const i32 copies = args.expert_first[slot + 1] - first;
-            slot = args.expert_slots[first + (copies == 1 ? 0 : (rank_number<Config>(args, rank) + local) % copies)];
-        }
-        c.slot = static_cast<u16>(slot);
+    if (id >= 0) {
+        const u16 slot =
+            slot_of(args, names_slots<Config>(args), static_cast<i32>(id), rank_number<Config>(args, rank), local);
+        c.slot = slot;
         c.rank = Config.num_ranks == 1 ? 0 : args.slot_rank[slot];
         c.column = static_cast<u16>(Config.sparse ? static_cast<i32>(id) : k);
     }

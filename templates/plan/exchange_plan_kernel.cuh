@@ -216,6 +216,23 @@ __device__ void clear_plan(const Args& args) {
     }
 }
 
+/// Tells the host what the plan came to; called by one thread, with `ready` as the last word.
+__device__ inline void publish_to_host(const plan_head& args, const plan_status& sums) {
+    plan_status* host = args.host_status;
+    host->bad_ids = sums.bad_ids;
+    host->duplicate_ids = sums.duplicate_ids;
+    host->excess_ids = sums.excess_ids;
+    host->dropped_rows = sums.dropped_rows;
+    host->refusing_rank = sums.refusing_rank;
+    host->refused_tokens = sums.refused_tokens;
+    host->timed_out = 0;
+    if (args.host_counts != nullptr) {
+        st_release_sys(&host->ready, args.sequence);
+    } else {
+        host->ready = args.sequence;  // no host waits: the kernel's end is soon enough
+    }
+}
+
 /// The last part, when every block has taken its lines: the counts that only now are final, and the host.
 template <plan_config Config, class Args>
 __device__ void finish_plan(const Args& args, u32 step) {
@@ -235,19 +252,7 @@ __device__ void finish_plan(const Args& args, u32 step) {
         plan_status sums = args.device_status[1];
         sums.dropped_rows = args.device_status[0].dropped_rows;
         args.device_status[0] = {};
-        plan_status* host = args.host_status;
-        host->bad_ids = sums.bad_ids;
-        host->duplicate_ids = sums.duplicate_ids;
-        host->excess_ids = sums.excess_ids;
-        host->dropped_rows = sums.dropped_rows;
-        host->refusing_rank = sums.refusing_rank;
-        host->refused_tokens = sums.refused_tokens;
-        host->timed_out = 0;
-        if (args.host_counts != nullptr) {
-            st_release_sys(&host->ready, args.sequence);
-        } else {
-            host->ready = args.sequence;  // no host waits: the kernel's end is soon enough
-        }
+        publish_to_host(args, sums);
     }
 }
 

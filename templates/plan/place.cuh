@@ -62,11 +62,7 @@ __device__ i32 block_exclusive_sum(i32 value) {
         warp_sums[warp] = inclusive;
     }
     __syncthreads();
-    i32 before = 0;
-#pragma unroll 1
-    for (i32 w = 0; w < warp; ++w) {
-        before += warp_sums[w];
-    }
+    const i32 before = __reduce_add_sync(full_warp, lane < warp ? warp_sums[lane] : 0);
     __syncthreads();
     return before + inclusive - value;
 }
@@ -77,19 +73,18 @@ struct slot_extent {
     i32 offset;  ///< first row after clipping
 };
 
-/// Expert-major: the slots' aligned segments one after the other, `masks` (unused by now) holding the unclipped starts.
-/// A start counts from the first slot of all; a rank's own starts follow by subtracting that of its first slot.
-template <plan_config Config, class Args>
-__device__ void scan_segments(const Args& args, plan_shared<Config>& shared) {
+/// Expert-major: `starts` [S+1] of the slots' aligned segments of `rows` [S] rows, one after the other and unclipped. A
+/// start counts from the first slot of all; a rank's own starts follow by subtracting that of its first slot.
+template <plan_config Config>
+__device__ void scan_segments(const i32* rows, i32* starts, i32 alignment) {
     constexpr i32 per_thread = ceil_div(Config.num_slots, Config.threads);
-    i32* starts = reinterpret_cast<i32*>(shared.masks);
     const i32 first = static_cast<i32>(threadIdx.x) * per_thread;
     i32 sum = 0;
 #pragma unroll 1
     for (i32 i = 0; i < per_thread; ++i) {
         const i32 slot = first + i;
         if (slot < Config.num_slots) {
-            sum += ceil_div(shared.bases[slot], args.alignment) * args.alignment;
+            sum += ceil_div(rows[slot], alignment) * alignment;
         }
     }
     i32 start = block_exclusive_sum<Config.threads>(sum);
@@ -98,7 +93,7 @@ __device__ void scan_segments(const Args& args, plan_shared<Config>& shared) {
         const i32 slot = first + i;
         if (slot < Config.num_slots) {
             starts[slot] = start;
-            start += ceil_div(shared.bases[slot], args.alignment) * args.alignment;
+            start += ceil_div(rows[slot], alignment) * alignment;
             if (slot == Config.num_slots - 1) {
                 starts[Config.num_slots] = start;
             }
@@ -107,24 +102,37 @@ __device__ void scan_segments(const Args& args, plan_shared<Config>& shared) {
     __syncthreads();
 }
 
-/// The last block writes the plan's counts and offsets, to host memory too when asked.
+/// The same of a plan's counts, `masks` (unused by now) holding the starts.
 template <plan_config Config, class Args>
-__device__ void publish_counts(const Args& args, const plan_shared<Config>& shared) {
-    const i32* starts = reinterpret_cast<const i32*>(shared.masks);
-    u32 dropped = 0;  // an exchange's ranks all have the same counts and come to the same sum
+__device__ __forceinline__ void scan_segments(const Args& args, plan_shared<Config>& shared) {
+    scan_segments<Config>(shared.bases, reinterpret_cast<i32*>(shared.masks), args.alignment);
+}
+
+/// Where slots lie, in whichever memory is near.
+struct slot_places {
+    const u16* slot_rank;   ///< [S]
+    const i32* rank_first;  ///< [R+1]
+};
+
+/// Writes the plan's counts and offsets, to host memory too when asked, from the `totals` of all keys, the `starts` of
+/// expert-major segments and each rank's capacity. Returns the rows that this thread's keys drop.
+template <plan_config Config, class Capacity>
+__device__ __forceinline__ u32 write_counts(const plan_head& args, const slot_places& places, const i32* totals,
+                                            const i32* starts, const Capacity& capacity_of_rank) {
+    u32 dropped = 0;
 #pragma unroll 1
     for (i32 slot = static_cast<i32>(threadIdx.x); slot < Config.num_slots; slot += Config.threads) {
-        const i32 rank = args.slot_rank[slot];
-        const i32 local = slot - args.rank_first[rank];
-        const i32 capacity = capacity_of<Config>(args, rank);
-        const i32 total = shared.bases[slot];
+        const i32 rank = places.slot_rank[slot];
+        const i32 local = slot - places.rank_first[rank];
+        const i32 capacity = capacity_of_rank(rank);
+        const i32 total = totals[slot];
         i32 count = total;
         i32 offset = 0;
         if (args.layout == row_layout::masked) {
             count = min_of(total, capacity);
             offset = local * capacity;
         } else if (args.layout == row_layout::expert_major) {
-            const i32 start = starts[slot] - starts[args.rank_first[rank]];
+            const i32 start = starts[slot] - starts[places.rank_first[rank]];
             count = max_of(0, min_of(total, capacity - start));
             offset = min_of(start, capacity);
         }
@@ -141,14 +149,14 @@ __device__ void publish_counts(const Args& args, const plan_shared<Config>& shar
     }
 #pragma unroll 1
     for (i32 rank = static_cast<i32>(threadIdx.x); rank < Config.num_ranks; rank += Config.threads) {
-        const i32 first = args.rank_first[rank];
-        const i32 last = args.rank_first[rank + 1];
-        const i32 capacity = capacity_of<Config>(args, rank);
+        const i32 first = places.rank_first[rank];
+        const i32 last = places.rank_first[rank + 1];
+        const i32 capacity = capacity_of_rank(rank);
         i32 rows = 0;
         if (args.layout == row_layout::masked) {
             rows = (last - first) * capacity;
         } else if (args.layout == row_layout::flat) {
-            const i32 total = shared.bases[Config.num_slots + rank];
+            const i32 total = totals[Config.num_slots + rank];
             rows = min_of(total, capacity);
             dropped += static_cast<u32>(total - rows);
         } else {
@@ -160,6 +168,16 @@ __device__ void publish_counts(const Args& args, const plan_shared<Config>& shar
             args.host_counts[Config.num_slots + rank] = rows;
         }
     }
+    return dropped;
+}
+
+/// The last block does it.
+template <plan_config Config, class Args>
+__device__ void publish_counts(const Args& args, const plan_shared<Config>& shared) {
+    // An exchange's ranks all have the same counts and come to the same sum.
+    const u32 dropped = write_counts<Config>(args, {args.slot_rank, args.rank_first}, shared.bases,
+                                             reinterpret_cast<const i32*>(shared.masks),
+                                             [&args](i32 rank) { return capacity_of<Config>(args, rank); });
     if (dropped != 0) {
         atomicAdd(&args.device_status->dropped_rows, dropped);
     }

@@ -8,6 +8,7 @@ const std::map<std::string, std::string>& kernel_roots() {
         {"combine_kernel", "exchange/combine_kernel.cuh"},
         {"dispatch_kernel", "exchange/dispatch_kernel.cuh"},
         {"exchange_plan_kernel", "plan/exchange_plan_kernel.cuh"},
+        {"gathered_plan_kernel", "plan/gathered_plan_kernel.cuh"},
         {"plan_kernel", "plan/plan_kernel.cuh"},
         {"return_rows_kernel", "exchange/helpers.cuh"},
         {"send_weights_kernel", "exchange/helpers.cuh"},

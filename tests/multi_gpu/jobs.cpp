@@ -29,8 +29,13 @@ void job_report::add(const job_report& other) {
 
 job find_job(const std::string& name) {
     static const std::map<std::string, job> jobs = {
-        {"property", property_job}, {"stress", stress_job},     {"create_destroy", create_destroy_job},
-        {"graph", graph_job},       {"overflow", overflow_job}, {"hot_path", hot_path_job},
+        {"property", property_job},
+        {"stress", stress_job},
+        {"create_destroy", create_destroy_job},
+        {"graph", graph_job},
+        {"overflow", overflow_job},
+        {"hot_path", hot_path_job},
+        {"plan_sources", plan_sources_job},
     };
     const auto found = jobs.find(name);
     return found != jobs.end() ? found->second : nullptr;

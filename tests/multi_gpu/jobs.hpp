@@ -44,6 +44,9 @@ void graph_job(rank_world& world, const job_settings& settings, job_report& repo
 /// Rows over the capacity fail on every rank where that was asked for.
 void overflow_job(rank_world& world, const job_settings& settings, job_report& report);
 
+/// Plans from counts and from gathered ids are the same, table by table.
+void plan_sources_job(rank_world& world, const job_settings& settings, job_report& report);
+
 /// Once warm, static mode allocates, compiles, uploads and waits for nothing; exact mode waits once a plan.
 void hot_path_job(rank_world& world, const job_settings& settings, job_report& report);
 

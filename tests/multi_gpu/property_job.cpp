@@ -145,6 +145,8 @@ void draw_layers(std::deque<drawn_layer>& layers, const drawn_exchange& ex, gene
         } while (!wanted(without, l.job));
         l.options.iters = style.iterations;
         l.options.lane = between(random, 0, ex.config.lanes - 1);
+        l.options.source =
+            without.has("gathered") ? plan_source::counts : static_cast<plan_source>(between(random, 0, 2));
         l.options.token_bound = small || chance(random, 0.2) ? bound : 0;
         l.options.misalignment = chance(random, 0.2) && !without.has("misaligned") ? between(random, 1, 7) : 0;
         l.options.halves = style.halves && !without.has("halves");
@@ -287,14 +289,16 @@ class property_run {
         ++counts[fmt::format("mode {}", name(l.job.mode))];
         ++counts[fmt::format("reduction {}", name(l.job.reduction))];
         ++counts[fmt::format("lane {}", l.options.lane)];
+        ++counts[fmt::format("source {}", name(l.options.source))];
         counts["halves"] += l.options.halves ? 1 : 0;
     }
 
     [[nodiscard]] std::string where(std::int64_t step, const drawn_layer& l, const std::string& order) const {
         return fmt::format(
-            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}, bound {}, calls{}: ",
+            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}, bound {}, source {}, "
+            "calls{}: ",
             world_.rank(), settings_.seed, step, l.job.text, l.options.lane, l.options.iters,
-            l.options.halves ? " in halves" : "", l.options.token_bound, order);
+            l.options.halves ? " in halves" : "", l.options.token_bound, name(l.options.source), order);
     }
 
     rank_world& world_;

@@ -124,7 +124,7 @@ class real_ranks : public ::testing::TestWithParam<arrangement> {
     static void expect_kernels_of_the_exchange(const job_report& report) {
         const auto launched = [&](const char* kernel) { return report.launches.contains(kernel); };
         const exchange_kind kind = GetParam().exchange;
-        EXPECT_TRUE(launched("exchange_plan_kernel"));
+        EXPECT_TRUE(launched("exchange_plan_kernel") || launched("gathered_plan_kernel"));
         if (kind == exchange_kind::lsa || kind == exchange_kind::sendrecv) {
             EXPECT_FALSE(launched("plan_kernel")) << "that one plans for ranks that share a GPU";
         }
@@ -152,9 +152,10 @@ TEST_P(real_ranks, random_layers_equal_the_reference_bit_for_bit) {
     EXPECT_GE(count("cases"), static_cast<std::uint64_t>(settings_.cases * setup_.ranks));
     if (settings_.cases >= 300 && settings_.without.empty()) {
         // The generator reached what the cases are for.
-        for (const char* what : {"rows", "dropped", "bad_ids", "duplicates", "gradients", "halves", "lane 1",
-                                 "layout expert_major", "layout flat", "layout masked", "mode exact", "mode static",
-                                 "reduction per_rank", "reduction per_host", "reduction per_row"}) {
+        for (const char* what :
+             {"rows", "dropped", "bad_ids", "duplicates", "gradients", "halves", "lane 1", "layout expert_major",
+              "layout flat", "layout masked", "mode exact", "mode static", "reduction per_rank", "reduction per_host",
+              "reduction per_row", "source auto", "source counts", "source gathered"}) {
             EXPECT_GT(count(what), 0U) << what;
         }
     }
@@ -165,6 +166,12 @@ TEST_P(real_ranks, rows_over_the_capacity_of_one_rank_fail_on_every_rank) {
     const job_report report = run("overflow");
     EXPECT_EQ(report.counts.contains("capacity errors") ? report.counts.at("capacity errors") : 0,
               static_cast<std::uint64_t>(setup_.ranks));
+}
+
+TEST_P(real_ranks, plans_from_counts_and_from_gathered_ids_are_the_same_byte_for_byte) {
+    const job_report report = run("plan_sources");
+    EXPECT_TRUE(report.launches.contains("exchange_plan_kernel"));
+    EXPECT_TRUE(report.launches.contains("gathered_plan_kernel"));
 }
 
 TEST_P(real_ranks, static_mode_allocates_compiles_uploads_and_waits_for_nothing_once_warm) {

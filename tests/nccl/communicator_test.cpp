@@ -492,7 +492,7 @@ outcomes stamp(const std::function<void(int, communicator&, host::plan_stamps&)>
             stamps.fetch(1, nullptr);
         };
         for (host::plan_stamps* stamps : {&first, &second}) {
-            stamps->put(1, 64, mode::exact, layout::flat, nullptr);
+            stamps->put(1, 64, mode::exact, layout::flat, plan_source::counts, nullptr);
             plan(*stamps);
             stamps->check("sendrecv");
         }
@@ -504,11 +504,12 @@ outcomes stamp(const std::function<void(int, communicator&, host::plan_stamps&)>
 }
 
 TEST(plan_stamps, that_differ_are_named_on_every_rank) {
-    EXPECT_THAT(
-        stamp([](int, communicator&, host::plan_stamps& s) { s.put(1, 32, mode::fixed, layout::masked, nullptr); }),
-        Each(""));
+    EXPECT_THAT(stamp([](int, communicator&, host::plan_stamps& s) {
+                    s.put(1, 32, mode::fixed, layout::masked, plan_source::counts, nullptr);
+                }),
+                Each(""));
     const outcomes errors = stamp([](int rank, communicator&, host::plan_stamps& s) {
-        s.put(1, rank == 1 ? 16 : 64, mode::fixed, layout::masked, nullptr);
+        s.put(1, rank == 1 ? 16 : 64, mode::fixed, layout::masked, plan_source::counts, nullptr);
     });
     for (int rank = 0; rank < 3; ++rank) {
         EXPECT_THAT(errors[rank],
@@ -520,12 +521,19 @@ TEST(plan_stamps, that_differ_are_named_on_every_rank) {
     }
 }
 
+TEST(plan_stamps, tell_counts_from_gathered_ids) {
+    const outcomes errors = stamp([](int rank, communicator&, host::plan_stamps& s) {
+        s.put(1, 64, mode::exact, layout::flat, rank == 2 ? plan_source::gathered : plan_source::counts, nullptr);
+    });
+    EXPECT_THAT(errors, Each(AllOf(HasSubstr("source counts"), HasSubstr("source gathered"))));
+}
+
 TEST(plan_stamps, tell_exchanges_apart_whose_gathers_meet) {
     const outcomes errors = run_ranks(version, 2, [](int rank, communicator& comm, runtime&) {
         host::plan_stamps first(comm.state(), 1);
         host::plan_stamps second(comm.state(), 1);
         host::plan_stamps& mine = rank == 0 ? first : second;
-        mine.put(0, 64, mode::exact, layout::flat, nullptr);
+        mine.put(0, 64, mode::exact, layout::flat, plan_source::counts, nullptr);
         const host::gather_in_place g = mine.gather(0);
         nccl_of(comm).all_gather(static_cast<std::byte*>(g.all) + static_cast<std::size_t>(rank) * g.bytes, g.all,
                                  g.bytes, nullptr);

@@ -25,6 +25,8 @@ constexpr option_info layout{"--layout", "expert_major|flat|masked", "how dispat
 constexpr option_info dtype{"--dtype", "bf16|fp16|f32|fp8", "of dispatched rows (the model's)"};
 constexpr option_info reduction{"--reduction", "per_rank|per_host|per_row", "order of combine's sum (per_rank)"};
 constexpr option_info mode{"--mode", "exact|static", "exact counts on the host, or nothing read back (exact)"};
+constexpr option_info plan_source{"--plan-source", "auto|counts|gathered",
+                                  "what ranks tell each other for a plan (auto)"};
 constexpr option_info seed{"--seed", "N", "of routing and data (1)"};
 constexpr option_info iterations{"--iters", "N", "repeat without a synchronisation between (1)"};
 constexpr option_info graph{"--graph", "", "capture the calls in a CUDA graph and replay it"};
@@ -59,7 +61,7 @@ constexpr std::array<option_info, 4> inspect_options{{
     {"--log", "", "the compiler's log"},
 }};
 
-constexpr std::array<option_info, 15> run_options{{
+constexpr std::array<option_info, 16> run_options{{
     exchange,
     model,
     config,
@@ -70,6 +72,7 @@ constexpr std::array<option_info, 15> run_options{{
     dtype,
     reduction,
     mode,
+    plan_source,
     seed,
     iterations,
     graph,
@@ -88,6 +91,7 @@ constexpr std::array<option_info, 18> explain_options{{
     dtype,
     reduction,
     mode,
+    plan_source,
     seed,
     iterations,
     graph,

@@ -153,6 +153,15 @@ nlohmann::ordered_json predictions_json(const std::vector<host::prediction>& pre
     return list;
 }
 
+/// What the ranks of the run tell each other. Where `run` may choose it takes counts: it sets no
+/// ll_max_tokens_per_rank, up to which lsa plans are gathered.
+std::string_view source_text(const subject& s, exchange_kind exchange) {
+    if (!through_nccl(exchange)) {
+        return "all routing is at hand";
+    }
+    return name(s.run.source == plan_source::automatic ? plan_source::counts : s.run.source);
+}
+
 std::string predictions_text(const subject& s, const std::vector<host::prediction>& predictions) {
     const host::workload& w = s.question.largest;
     table rows({{"exchange"},
@@ -260,6 +269,7 @@ int explain_command(context& ctx) {
         }
         print_json({{"exchange", name(choice.exchange)},
                     {"reason", choice.reason},
+                    {"plan_source", source_text(s, choice.exchange)},
                     {"why_not", std::move(others)},
                     {"keys", std::move(keys)},
                     {"knobs", knobs_json(s)},
@@ -275,6 +285,7 @@ int explain_command(context& ctx) {
     for (const host::why_not& o : choice.others) {
         others.add({std::string(name(o.exchange)), o.reason});
     }
+    text += fmt::format("plan source: {}\n\n", source_text(s, choice.exchange));
     text += others.text() + knobs_text(s) + predictions_text(s, predictions);
     if (ctx.call.has("--keys")) {
         table keys({{"key"}, {"variant"}});

@@ -23,7 +23,8 @@ struct layer_options {
     bool halves = false;     ///< send and receive halves instead of whole calls
     bool graph = false;      ///< one eager layer, then plan, dispatch and combine captured and replayed `iters` times
     std::int32_t lane = 0;
-    std::int32_t token_bound = 0;   ///< plan_options::token_bound
+    std::int32_t token_bound = 0;  ///< plan_options::token_bound
+    plan_source source = plan_source::automatic;
     std::int32_t misalignment = 0;  ///< elements by which rows start behind an aligned address
     /// Combine is given what dispatch made, without a visit to the host: for experts that return their input (scale 1,
     /// bias 0), one dtype and stride, not on flat.

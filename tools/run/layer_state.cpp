@@ -59,6 +59,7 @@ void layer::state::allocate_outputs(std::size_t i) {
 void layer::state::issue_plan() {
     plan_options o = plan_options_of(job(), options.lane);
     o.token_bound = options.token_bound;
+    o.source = options.source;
     plan_ = exchange_.make_plan(plan_arguments, o, memory.stream(), std::move(plan_));
 }
 

@@ -232,6 +232,7 @@ run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, 
     layer_options layer;
     layer.iters = options.iters;
     layer.graph = options.graph;
+    layer.source = options.source;
     layer.experts = &experts;
     layer.cancel = options.cancel;
     layer_times times;

@@ -26,6 +26,7 @@ struct run_options {
     std::optional<dtype> type;  ///< empty: the model's; fp8_e4m3: quantised dispatch
     epjit::reduction reduction = reduction::per_rank;
     epjit::mode mode = mode::exact;
+    plan_source source = plan_source::automatic;  ///< of real ranks
     std::uint64_t seed = 1;
     std::int32_t iters = 1;
     bool graph = false;                         ///< capture plan, dispatch and combine, replay them; static mode

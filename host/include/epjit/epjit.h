@@ -99,6 +99,12 @@ enum { EPJIT_WEIGHTING_NONE = 0, EPJIT_WEIGHTING_INPUT = 1, EPJIT_WEIGHTING_EXPE
 typedef int32_t epjit_overflow;
 enum { EPJIT_OVERFLOW_FAIL = 0, EPJIT_OVERFLOW_DROP = 1 };
 
+/// How the ranks come to a plan. COUNTS: each counts its own tokens and tells the others; GATHERED: every rank's ids go
+/// to all, as i16, and each makes the plan of them. The plans are the same. AUTO: gathered where few tokens make it
+/// faster.
+typedef int32_t epjit_plan_source;
+enum { EPJIT_PLAN_SOURCE_AUTO = 0, EPJIT_PLAN_SOURCE_COUNTS = 1, EPJIT_PLAN_SOURCE_GATHERED = 2 };
+
 /// The way rows travel.
 typedef int32_t epjit_exchange_kind;
 enum {
@@ -132,6 +138,7 @@ enum {
     EPJIT_ENUM_TENSOR_USE = 12,
     EPJIT_ENUM_RESIDENCE = 13,
     EPJIT_ENUM_READINESS_STAGE = 14,
+    EPJIT_ENUM_PLAN_SOURCE = 15,
 };
 
 /// The name that the command line, JSON and messages use ("bf16", "static", "config", ...), a constant; "?" when
@@ -342,6 +349,7 @@ typedef struct epjit_plan_options {
     int32_t alignment;        ///< rows, default 1; EXPERT_MAJOR segments start at multiples of it
     int32_t token_bound;      ///< a bound on every rank's T; 0: max_tokens_per_rank
     int32_t lane;
+    epjit_plan_source source;  ///< LSA, SENDRECV, DENSE, HYBRID; the others see all routing
 } epjit_plan_options;
 
 EPJIT_API epjit_status epjit_exchange_config_init(epjit_exchange_config* config, size_t struct_size);

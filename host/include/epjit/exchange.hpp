@@ -69,6 +69,7 @@ struct plan_options {
     std::int32_t alignment = 1;    ///< rows; expert_major segments start at multiples of it
     std::int32_t token_bound = 0;  ///< a bound on every rank's T, 0: max_tokens_per_rank
     std::int32_t lane = 0;
+    plan_source source = plan_source::automatic;  ///< lsa, sendrecv, dense, hybrid; the others see all routing
 };
 
 /// What one driven rank brings to a plan.

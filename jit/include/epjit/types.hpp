@@ -46,6 +46,11 @@ enum class weighting : std::uint8_t { none, input, experts, combine };
 /// the operation reports an error at the next host call; memory beyond the capacity is never written.
 enum class overflow : std::uint8_t { fail, drop };
 
+/// How the ranks of an exchange come to a plan; equal on every rank. `counts`: each counts its own tokens, counts and
+/// lines go to the ranks they are for; `gathered`: every rank's ids go to all as i16, [token bound, K] each, and each
+/// rank makes the plan of them. Both make the same plan. `automatic`: gathered where few tokens make it the faster one.
+enum class plan_source : std::uint8_t { automatic, counts, gathered };
+
 /// The way rows travel.
 enum class exchange_kind : std::uint8_t { automatic, host, loopback, lsa, sendrecv, dense, hybrid };
 
@@ -84,6 +89,7 @@ EPJIT_API std::string_view name(mode) noexcept;
 EPJIT_API std::string_view name(reduction) noexcept;
 EPJIT_API std::string_view name(weighting) noexcept;
 EPJIT_API std::string_view name(overflow) noexcept;
+EPJIT_API std::string_view name(plan_source) noexcept;
 EPJIT_API std::string_view name(exchange_kind) noexcept;
 
 /// The value of a name, hyphen and underscore alike; empty when unknown. `Enum` is one of the enums above.

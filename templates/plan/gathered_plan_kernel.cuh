@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: Apache-2.0
+// A real rank's plan made by itself from the routing of all ranks: one flight between them.
+//
+// Cost model, bound B tokens a rank, R ranks, K ids each: 16 bytes of every 6 ids (8 where NCCL moves them) to every
+// rank, then R*B tokens are counted and placed on every rank. Launches: 1 where peers' memory can be written, else 2.
+// SMs: 1 where gathered_in_one_block holds, which is what it is for; else a block per 64 tokens of a rank, each going
+// through its tiles twice, before and after the blocks have told each other their counts.
+#pragma once
+
+#include "base/device.cuh"
+#include "exchange/channel.cuh"
+#include "plan/exchange_plan_kernel.cuh"
+#include "plan/gathered_rows.cuh"
+#include "plan/grid_barrier.cuh"
+#include "plan/place.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// Clears the masks of `tiles` tiles.
+template <plan_config Config>
+__device__ __forceinline__ void clear_masks(const gathered_shared<Config>& shared, i32 tiles) {
+#pragma unroll 4
+    for (i32 i = static_cast<i32>(threadIdx.x); i < tiles * shared.keys; i += Config.threads) {
+        shared.masks[i] = 0;
+    }
+}
+
+/// The block's tables, sums and masks before anything else; flat: the slots' counts too, by the last block.
+template <plan_config Config>
+__device__ void prepare_shared(const gathered_plan_args& args, const gathered_shared<Config>& shared) {
+    const i32 thread = static_cast<i32>(threadIdx.x);
+    const bool clears = args.layout == row_layout::flat && blockIdx.x + 1 == gridDim.x;
+#pragma unroll 1
+    for (i32 slot = thread; slot < Config.num_slots; slot += Config.threads) {
+        shared.slot_rank[slot] = Config.num_ranks == 1 ? 0 : args.slot_rank[slot];
+        if (clears) {
+            args.slot_counts[slot] = 0;
+        }
+    }
+#pragma unroll 1
+    for (i32 i = thread; i < shared.sums; i += Config.threads) {
+        shared.counts[i] = 0;
+    }
+    if (thread <= Config.num_ranks) {
+        shared.rank_first[thread] = args.rank_first[thread];
+        if (thread < Config.num_ranks && args.flagged != 0) {
+            shared.windows[thread] = args.link.peers[thread];
+        }
+    }
+    if (thread < 4) {
+        shared.problems[thread] = 0;
+    }
+    clear_masks(shared, args.chunk_tiles);
+}
+
+/// Of every key the rows before each of the chunk's tiles, and those of the chunk added to the block's; `lines`: the
+/// sums of lines too. A thread has a key for itself.
+template <plan_config Config>
+__device__ void count_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 first, i32 last,
+                            bool lines) {
+    const i32 rank_tiles = gathered_rank_tiles(args.bound);
+    const i32 me = args.link.me;
+#pragma unroll 1
+    for (i32 key = static_cast<i32>(threadIdx.x); key < shared.keys; key += Config.threads) {
+        u32 rows = static_cast<u32>(shared.counts[key]);
+        const i32 to = key - Config.num_slots;
+#pragma unroll 4
+        for (i32 tile = 0; tile < last - first; ++tile) {
+            const u32 count = static_cast<u32>(__popcll(shared.masks[tile * shared.keys + key]));
+            shared.before[tile * shared.keys + key] = rows;
+            rows += count;
+            if (to >= 0 && lines) {
+                const i32 source = (first + tile) / rank_tiles;
+                if (source < me) {
+                    shared.counts[shared.keys + to] += static_cast<i32>(count);
+                } else if (source == me) {
+                    shared.counts[shared.keys + Config.num_ranks + to] += static_cast<i32>(count);
+                }
+                if (to == me) {
+                    shared.counts[shared.keys + 2 * Config.num_ranks + source] += static_cast<i32>(count);
+                }
+            }
+        }
+        shared.counts[key] = static_cast<i32>(rows);
+    }
+}
+
+/// The blocks' counts become totals, and the rows before each block's tiles. False: the grid did not meet.
+template <plan_config Config>
+__device__ bool share_counts(const gathered_plan_args& args, const gathered_shared<Config>& shared) {
+    const i32 thread = static_cast<i32>(threadIdx.x);
+#pragma unroll 1
+    for (i32 i = thread; i < shared.sums; i += Config.threads) {
+        args.block_counts[static_cast<i64>(blockIdx.x) * shared.sums + i] = static_cast<u32>(shared.counts[i]);
+    }
+    if (!grid_arrive_and_wait(args.barrier, args.timeout_ns)) {
+        if (thread == 0) {
+            fail_exchange(args.link, failure_kind::timeout, lane_op::plan_rows, args.link.me, 0, 0);
+        }
+        return false;
+    }
+#pragma unroll 1
+    for (i32 i = thread; i < shared.sums; i += Config.threads) {
+        u32 total = 0;
+        u32 before = 0;
+#pragma unroll 8
+        for (u32 b = 0; b < gridDim.x; ++b) {
+            const u32 count = args.block_counts[static_cast<i64>(b) * shared.sums + i];
+            total += count;
+            before += b < blockIdx.x ? count : 0;
+        }
+        shared.totals[i] = static_cast<i32>(total);
+        shared.counts[i] = static_cast<i32>(before);
+    }
+    return true;
+}
+
+/// From the totals to where segments and sources start.
+template <plan_config Config>
+__device__ void find_starts(const gathered_plan_args& args, const gathered_shared<Config>& shared) {
+    const i32 thread = static_cast<i32>(threadIdx.x);
+    if (thread <= Config.num_ranks) {
+        i32 lines = 0;
+#pragma unroll 1
+        for (i32 r = 0; r < thread; ++r) {
+            lines += shared.totals[shared.keys + 2 * Config.num_ranks + r];
+        }
+        shared.line_first[thread] = lines;
+    }
+    if (args.layout == row_layout::expert_major) {
+        scan_segments<Config>(shared.totals, shared.starts, args.alignment);
+    } else {
+        __syncthreads();
+    }
+}
+
+/// The last block's part: counts and offsets, what the host wants to know of lines and tokens.
+template <plan_config Config>
+__device__ void publish_plan(const gathered_plan_args& args, const gathered_shared<Config>& shared) {
+    const u32 dropped =
+        write_counts<Config>(args, {shared.slot_rank, shared.rank_first}, shared.totals, shared.starts,
+                             [&shared](i32 rank) { return static_cast<i32>(shared.headers[rank].capacity); });
+    if (dropped != 0) {
+        atomicAdd(&shared.problems[3], dropped);
+    }
+    const i32 r = static_cast<i32>(threadIdx.x);
+    if (r <= Config.num_ranks) {
+        args.line_first[r] = shared.line_first[r];
+    }
+    if (r < Config.num_ranks && args.host_counts != nullptr) {
+        i32* lines = args.host_counts + Config.num_slots + Config.num_ranks;
+        lines[r] = shared.totals[shared.keys + Config.num_ranks + r];
+        lines[Config.num_ranks + r] = shared.totals[shared.keys + 2 * Config.num_ranks + r];
+        lines[2 * Config.num_ranks + r] = static_cast<i32>(shared.headers[r].num_tokens);
+    }
+}
+
+/// Rows before token `t` of the chunk's tile `tile`.
+template <plan_config Config>
+__device__ __forceinline__ i32 rows_before(const gathered_shared<Config>& shared, i32 tile, i32 t, i32 key) {
+    const i32 at = tile * shared.keys + key;
+    return static_cast<i32>(shared.before[at]) + __popcll(shared.masks[at] & ((1ull << t) - 1));
+}
+
+/// Where a token's row for a slot lies in the slot's rank's output, -1 beyond its capacity.
+template <plan_config Config>
+__device__ __forceinline__ i32 row_of(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 tile,
+                                      i32 t, u16 slot, i32 rank) {
+    const bool flat = args.layout == row_layout::flat;
+    const i32 capacity = static_cast<i32>(shared.headers[rank].capacity);
+    i32 row = rows_before(shared, tile, t, flat ? Config.num_slots + rank : slot);
+    if (args.layout == row_layout::expert_major) {
+        row += shared.starts[slot] - shared.starts[shared.rank_first[rank]];
+    }
+    if (row >= capacity) {
+        return -1;
+    }
+    return args.layout == row_layout::masked ? row + (slot - shared.rank_first[rank]) * capacity : row;
+}
+
+/// Entries of this rank's tokens of the chunk, and lines of all ranks' tokens that come here. Lanes share a token as in
+/// counting.
+template <plan_config Config>
+__device__ void place_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 first,
+                            i32 last) {
+    constexpr i32 group = token_lanes<Config>::value;
+    const i32 rank_tiles = gathered_rank_tiles(args.bound);
+    const i32 me = args.link.me;
+    const i32 k = static_cast<i32>(threadIdx.x) % group;
+#pragma unroll 1
+    for (i32 base = 0; base < (last - first) * plan_tile_tokens; base += Config.threads / group) {
+        const i32 at = base + static_cast<i32>(threadIdx.x) / group;
+        const i32 tile = at / plan_tile_tokens;
+        const i32 t = at % plan_tile_tokens;
+        const i32 source = (first + tile) / rank_tiles;
+        const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
+        const bool exists = tile < last - first && token < args.bound;
+        const bool own = exists && source == me && token < args.num_tokens;
+        const bool comes = exists && (shared.masks[tile * shared.keys + Config.num_slots + me] >> t & 1) != 0;
+        if (!__any_sync(full_warp, own || comes)) {
+            continue;
+        }
+        const u16 slot = exists && k < Config.topk ? shared.slots[at * Config.topk + k] : no_slot;
+        const i32 place = entry_place<Config>(slot, k);
+        if (place >= Config.topk || (!own && !comes)) {
+            continue;
+        }
+        plan_entry entry{-1, no_rank, 0};
+        i32 position = -1;
+        if (slot != no_slot) {
+            entry.rank = shared.slot_rank[slot];
+            if (own || entry.rank == me) {
+                entry.row = row_of(args, shared, tile, t, slot, entry.rank);
+            }
+            if (own) {
+                entry.column = Config.sparse ? shared.ids[at * Config.topk + k] : static_cast<u16>(k);
+                position = rows_before(shared, tile, t, Config.num_slots + entry.rank) -
+                           shared.totals[shared.keys + entry.rank];
+            }
+        }
+        if (own) {
+            const i64 index = static_cast<i64>(token) * Config.topk + place;
+            args.entries[index] = entry;
+            args.entry_slots[index] = slot;
+            args.positions[index] = position;
+        }
+        if (comes) {
+            const i32 line = rows_before(shared, tile, t, Config.num_slots + me) - shared.line_first[source];
+            u8* to = args.lines + (static_cast<i64>(source) * args.list_stride + line) * line_bytes(Config.topk);
+            const bool here = slot != no_slot && entry.rank == me;
+            reinterpret_cast<i32*>(to)[1 + place] = here ? entry.row : -1;
+            reinterpret_cast<u16*>(to + line_slots_offset(Config.topk))[place] =
+                here ? static_cast<u16>(slot - shared.rank_first[me]) : no_slot;
+            if (place == 0) {
+                *reinterpret_cast<i32*>(to) = token;
+            }
+            if (here && entry.row < 0 && args.layout == row_layout::flat) {
+                atomicAdd(&args.slot_counts[slot], -1);
+            }
+        }
+    }
+}
+
+/// This rank's header to all ranks, by the block that is done with its rows last. `ok` false: nothing goes out. Called
+/// by all blocks when their rows are sent.
+template <plan_config Config>
+__device__ void leave_rows_sent(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                                const gathering& g, bool ok) {
+    bool last = true;
+    if (gridDim.x != 1) {
+        if (threadIdx.x == 0 && (shared.problems[0] | shared.problems[1] | shared.problems[2]) != 0) {
+            atomicAdd(&args.device_status->bad_ids, shared.problems[0]);
+            atomicAdd(&args.device_status->duplicate_ids, shared.problems[1]);
+            atomicAdd(&args.device_status->excess_ids, shared.problems[2]);
+        }
+        last = grid_leave(args.barrier + 2);
+        if (last && threadIdx.x == 0) {
+            shared.problems[0] = args.device_status->bad_ids;
+            shared.problems[1] = args.device_status->duplicate_ids;
+            shared.problems[2] = args.device_status->excess_ids;
+            *args.device_status = {};
+        }
+        __syncthreads();
+    }
+    if (ok && last) {
+        send_header(args, shared, g);
+    }
+}
+
+/// Takes the tiles [first, last) and counts them; they are at most a chunk. Called by all threads.
+template <plan_config Config>
+__device__ __forceinline__ bool count_chunk(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                                            const gathering& g, i32 first, i32 last, bool ok, bool lines) {
+    ok = ok && take_tiles(args, shared, g, first, last);
+    ok = __syncthreads_and(ok ? 1 : 0) != 0;
+    count_tiles(args, shared, first, last, lines);
+    __syncthreads();
+    return ok;
+}
+
+/// The plan of the block's tiles. Alone in the grid and with room for all of them it goes through them once, else
+/// before and after the blocks have told each other their counts. False: the exchange has failed, `ok` false before it
+/// too.
+template <plan_config Config>
+__device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Config>& shared, const gathering& g, bool ok,
+                           bool alone) {
+    const i32 tiles = Config.num_ranks * gathered_rank_tiles(args.bound);
+    const i32 block_tiles = ceil_div(tiles, static_cast<i32>(gridDim.x));
+    const i32 first = min_of(static_cast<i32>(blockIdx.x) * block_tiles, tiles);
+    const i32 last = min_of(first + block_tiles, tiles);
+    const i32 passes = alone ? 1 : 2;
+    ok = ok && take_headers(args, shared, g);
+#pragma unroll 1
+    for (i32 pass = 0; pass < passes; ++pass) {
+#pragma unroll 1
+        for (i32 chunk = first; chunk < last; chunk += args.chunk_tiles) {
+            const i32 end = min_of(chunk + args.chunk_tiles, last);
+            ok = count_chunk(args, shared, g, chunk, end, ok, pass == 0);
+            if (alone) {
+                shared.totals = shared.counts;
+                if (!ok) {
+                    return false;
+                }
+                find_starts(args, shared);
+                publish_plan(args, shared);
+            }
+            if (pass + 1 == passes) {
+                place_tiles(args, shared, chunk, end);
+            }
+            __syncthreads();
+            if (!alone) {
+                clear_masks(shared, end - chunk);
+                __syncthreads();
+            }
+        }
+        if (alone || pass != 0) {
+            break;
+        }
+        // One that has failed comes too: the others would wait for it.
+        ok = __syncthreads_and(ok ? 1 : 0) != 0;
+        if (!share_counts(args, shared) || !ok ||
+            __syncthreads_or(ld_relaxed_gpu(&args.link.control->failed) != 0 ? 1 : 0) != 0) {
+            return false;
+        }
+        find_starts(args, shared);
+        if (blockIdx.x + 1 == gridDim.x) {
+            publish_plan(args, shared);
+        }
+    }
+    return true;
+}
+
+/// The end, in the block that leaves last: the lane's step, and the host. Called by all its threads.
+template <plan_config Config>
+__device__ void finish_gathered(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                                const gathering& g) {
+    if (args.layout == row_layout::flat && args.host_counts != nullptr) {
+        for (i32 slot = static_cast<i32>(threadIdx.x); slot < Config.num_slots; slot += Config.threads) {
+            args.host_counts[slot] = ld_relaxed_gpu(reinterpret_cast<const u32*>(args.slot_counts + slot));
+        }
+    }
+    if (args.host_counts != nullptr) {
+        fence_sys();
+        __syncthreads();
+    }
+    if (threadIdx.x != 0) {
+        return;
+    }
+    if (args.flagged != 0) {
+        auto& lane = args.link.control->lanes[args.link.lane];
+        lane.step = g.step;
+        lane.gatherings = g.number;
+    }
+    plan_status sums{};
+    sums.dropped_rows = shared.problems[3];
+    if (gridDim.x != 1) {
+        sums.dropped_rows = args.device_status->dropped_rows;
+        *args.device_status = {};
+    }
+#pragma unroll 1
+    for (i32 r = 0; r < Config.num_ranks; ++r) {
+        const gathered_header& header = shared.headers[r];
+        sums.bad_ids += header.bad_ids;
+        sums.duplicate_ids += header.duplicate_ids;
+        sums.excess_ids += header.excess_ids;
+        if (header.refused_tokens != 0 && sums.refusing_rank == 0) {
+            sums.refusing_rank = static_cast<u32>(r) + 1;
+            sums.refused_tokens = header.refused_tokens;
+        }
+    }
+    publish_to_host(args, sums);
+}
+
+template <plan_config Given>
+__global__ void __launch_bounds__(gathered_plan_threads, 1)
+    gathered_plan_kernel(const __grid_constant__ gathered_plan_args args) {
+    constexpr plan_config Config = gathered_config(Given);
+    check_plan_config<Config>();
+    static_assert(Config.exchange);
+    extern __shared__ __align__(16) u8 memory[];
+    gathered_shared<Config> shared(memory, args.chunk_tiles);
+    const bool sends = (args.phases & gathered_phase_send) != 0;
+
+    // Loads that do not depend on each other, all under way before the first is needed.
+    const failure_signs signs = load_failure_signs(args.link);
+    gathering g{0, 0, args.rows, args.rows_offset};
+    if (args.flagged != 0) {
+        const auto& lane = args.link.control->lanes[args.link.lane];
+        g.step = lane.step + 1;
+        g.number = lane.gatherings + 1;
+    }
+    prepare_shared(args, shared);
+    if (args.flagged != 0) {
+        // Two of them in turn: a rank that has all vectors of one gathering knows that every rank is done with the one
+        // before.
+        const i64 side = (g.number & 1) * Config.num_ranks * args.row_stride;
+        g.rows += side;
+        g.offset += side;
+    }
+    bool ok = true;
+    i32 token = static_cast<i32>(blockIdx.x) * gathered_pack_tokens;
+#pragma unroll 1
+    do {
+        id_problems problems;
+        if (sends) {
+            stage_rows(args, shared, token, problems);
+        }
+        __syncthreads();
+        sum_problems(shared, problems);
+        ok = __syncthreads_or(!ok || shows_failure(signs, args.link, lane_op::plan_rows) ? 1 : 0) == 0;
+        if (sends && ok) {
+            send_stage(args, shared, g, token);
+        }
+        token += static_cast<i32>(gridDim.x) * gathered_pack_tokens;
+        if (token < args.bound) {
+            __syncthreads();
+        }
+    } while (sends && token < args.bound);
+    if (sends) {
+        leave_rows_sent(args, shared, g, ok);
+    }
+    if (ok && args.flagged != 0 && blockIdx.x == 0 && threadIdx.x / 32 == Config.threads / 64) {
+        // What this rank did before is done: whoever sees the step needs no more than that.
+        for (i32 p = static_cast<i32>(lane_idx()); p < Config.num_ranks; p += 32) {
+            signal_step(args.link, p, g.step, lane_op::plan_rows);
+        }
+    }
+    if ((args.phases & gathered_phase_plan) == 0) {
+        if (!ok) {
+            clear_plan<Config>(args);
+        }
+        return;
+    }
+    const bool alone = gridDim.x == 1 && Config.num_ranks * gathered_rank_tiles(args.bound) <= args.chunk_tiles;
+    if (!plan_tiles(args, shared, g, ok, alone)) {
+        clear_plan<Config>(args);
+        return;
+    }
+    if (gridDim.x != 1) {
+        __syncthreads();
+        if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0 && shared.problems[3] != 0) {
+            atomicAdd(&args.device_status->dropped_rows, shared.problems[3]);
+        }
+    }
+    if (alone || grid_leave(args.barrier)) {
+        finish_gathered(args, shared, g);
+    }
+}
+
+#endif
+
+}  // namespace epjit::templates

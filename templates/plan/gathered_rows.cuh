@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+// Routing on its way to every rank: rows of ids, validated by their owner, packed into vectors of 16 bytes, stored into
+// every rank's memory and read there. See gathered_plan_layout.cuh.
+#pragma once
+
+#include "base/device.cuh"
+#include "exchange/channel.cuh"
+#include "plan/count.cuh"
+#include "plan/gathered_plan_layout.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// The plan's config with the threads of gathered_plan_kernel.
+EPJIT_SHARED constexpr plan_config gathered_config(plan_config c) {
+    c.threads = gathered_plan_threads;
+    return c;
+}
+
+/// A block's shared memory; see gathered_shared_bytes. Sums are of the keys (plan_keys), then of lines: [R] to each
+/// rank from the ranks before this one, [R] to each from this one, [R] to this one from each.
+template <plan_config Config>
+struct gathered_shared {
+    static constexpr i32 keys = plan_keys(Config);
+    static constexpr i32 sums = gathered_sums(Config);
+    static constexpr i32 ranks = Config.num_ranks;
+
+    u64* masks;       ///< [tiles, keys] the tile's tokens that have the key
+    u8** windows;     ///< [R]
+    u32* before;      ///< [tiles, keys] rows of the key before the tile
+    i32* counts;      ///< [sums] of the tiles that the block has counted; after that, rows before its next tile
+    i32* totals;      ///< [sums] over all blocks; the same memory as counts where one block counts once
+    i32* starts;      ///< [S+1]
+    i32* rank_first;  ///< [R+1]
+    i32* line_first;  ///< [R+1]
+    gathered_header* headers;  ///< [R]
+    u32* problems;             ///< bad, duplicate, excess ids of this rank; dropped rows
+    u16* slots;                ///< [tiles, plan_tile_tokens, K] slots in the order of the ids, no_slot filled
+    u16* ids;                  ///< sparse: the same of the experts
+    u16* staged;               ///< [gathered_pack_tokens, K] ids on their way out
+    u16* slot_rank;            ///< [S]
+
+    __device__ gathered_shared(u8* memory, i32 tiles) {
+        masks = reinterpret_cast<u64*>(memory);
+        windows = reinterpret_cast<u8**>(masks + static_cast<i64>(tiles) * keys);
+        before = reinterpret_cast<u32*>(windows + ranks);
+        counts = reinterpret_cast<i32*>(before + static_cast<i64>(tiles) * keys);
+        totals = counts + sums;
+        starts = totals + sums;
+        rank_first = starts + Config.num_slots + 1;
+        line_first = rank_first + ranks + 1;
+        problems = reinterpret_cast<u32*>(line_first + ranks + 1);
+        headers = reinterpret_cast<gathered_header*>(problems + 4);
+        slots = reinterpret_cast<u16*>(headers + ranks);
+        ids = slots + static_cast<i64>(tiles) * plan_tile_tokens * Config.topk;
+        staged = Config.sparse ? ids + (ids - slots) : ids;
+        slot_rank = staged + gathered_pack_tokens * Config.topk;
+    }
+};
+
+/// This launch's place in the exchange's order.
+struct gathering {
+    u32 step;    ///< the lane's step that it takes
+    u32 number;  ///< of the gathering, on every vector
+    u8* rows;    ///< [R, row_stride] where rows arrive
+    i64 offset;  ///< flagged: of `rows` in every window
+};
+
+/// Validated ids of this rank's tokens [first, first + gathered_pack_tokens) to `shared.staged`, no_slot where there is
+/// none.
+template <plan_config Config>
+__device__ void stage_rows(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 first,
+                           id_problems& problems) {
+    const i32 tokens = min_of(gathered_pack_tokens, args.bound - first);
+    if constexpr (Config.sparse) {
+        const u8* map = static_cast<const u8*>(args.ranks[0].routing);
+#pragma unroll 1
+        for (i32 t = static_cast<i32>(threadIdx.x) / 32; t < tokens; t += Config.threads / 32) {
+            const i32 token = first + t;
+            const u8* row = token < args.num_tokens ? map + static_cast<i64>(token) * Config.num_experts : nullptr;
+            compact_map_row<Config>(row, shared.staged + t * Config.topk, problems);
+        }
+    } else {
+        constexpr i32 group = token_lanes<Config>::value;
+        const i32 k = static_cast<i32>(threadIdx.x) % group;
+#pragma unroll 1
+        for (i32 base = 0; base < tokens; base += Config.threads / group) {
+            const i32 t = base + static_cast<i32>(threadIdx.x) / group;
+            const i32 token = first + t;
+            const bool here = t < tokens && k < Config.topk;
+            const i64 id = here && token < args.num_tokens
+                               ? load_id(args.ranks[0].routing, static_cast<i64>(token) * Config.topk + k, args.width)
+                               : -1;
+            const i64 valid = valid_id<Config>(args, id, problems);
+            if (here) {
+                shared.staged[t * Config.topk + k] = static_cast<u16>(valid);
+            }
+        }
+    }
+}
+
+/// Adds each warp's problems to the block's.
+template <plan_config Config>
+__device__ __forceinline__ void sum_problems(const gathered_shared<Config>& shared, const id_problems& problems) {
+    if (__any_sync(full_warp, (problems.bad | problems.duplicate | problems.excess) != 0)) {
+        const u32 bad = __reduce_add_sync(full_warp, problems.bad);
+        const u32 duplicate = __reduce_add_sync(full_warp, problems.duplicate);
+        const u32 excess = __reduce_add_sync(full_warp, problems.excess);
+        if (lane_idx() == 0) {
+            atomicAdd(&shared.problems[0], bad);
+            atomicAdd(&shared.problems[1], duplicate);
+            atomicAdd(&shared.problems[2], excess);
+        }
+    }
+}
+
+/// One vector of this rank's rows to where rank `to` reads it: flagged, to its window, else to this rank's own place.
+template <plan_config Config>
+__device__ __forceinline__ void store_vector(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                                             const gathering& g, i32 to, i32 vector, uint4 value) {
+    const i64 at = args.link.me * args.row_stride + static_cast<i64>(vector) * gathered_vector_bytes;
+    if (args.flagged != 0) {
+        value.w = g.number;
+        st_relaxed_sys_128(shared.windows[to] + g.offset + at, value);
+    } else {
+        *reinterpret_cast<uint4*>(g.rows + at) = value;
+    }
+}
+
+/// The staged tokens, from `first` on, to every rank.
+template <plan_config Config>
+__device__ void send_stage(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g,
+                           i32 first) {
+    const bool flagged = args.flagged != 0;
+    const i32 per_vector = gathered_ids_per_vector(flagged);
+    const i32 first_vector = first * Config.topk / per_vector;
+    const i32 vectors = min_of(gathered_pack_tokens * Config.topk / per_vector,
+                               gathered_id_vectors(args.bound, Config.topk, flagged) - first_vector);
+    const i32 ids = (args.bound - first) * Config.topk;
+    const i32 copies = flagged ? Config.num_ranks : 1;
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(threadIdx.x); i < vectors * copies; i += Config.threads) {
+        const i32 vector = i / copies;
+        u32 words[4];
+#pragma unroll
+        for (i32 w = 0; w < 4; ++w) {
+            const i32 id = vector * per_vector + 2 * w;
+            const bool used = 2 * w < per_vector;
+            const u32 low = used && id < ids ? shared.staged[id] : no_slot;
+            const u32 high = used && id + 1 < ids ? shared.staged[id + 1] : no_slot;
+            words[w] = high << 16 | low;
+        }
+        store_vector(args, shared, g, i % copies, gathered_header_vectors + first_vector + vector,
+                     {words[0], words[1], words[2], words[3]});
+    }
+}
+
+/// What the others must know beside the ids.
+template <plan_config Config>
+__device__ void send_header(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g) {
+    const i32 copies = args.flagged != 0 ? Config.num_ranks : 1;
+    for (i32 i = static_cast<i32>(threadIdx.x); i < gathered_header_vectors * copies; i += Config.threads) {
+        const i32 vector = i / copies;
+        uint4 value{static_cast<u32>(args.num_tokens), static_cast<u32>(args.ranks[0].capacity),
+                    static_cast<u32>(args.refused_tokens), 0};
+        if (vector == 1) {
+            value = {shared.problems[0], shared.problems[1], shared.problems[2], 0};
+        } else if (vector == 2) {
+            value = {static_cast<u32>(args.bound), 0, 0, 0};
+        }
+        store_vector(args, shared, g, i % copies, vector, value);
+    }
+}
+
+/// Waits for a vector of `source`, bounded as a flag's wait is. False: the exchange has failed. Any thread.
+__device__ inline bool wait_vector(const rank_link& link, const gathering& g, const u8* at, i32 source, uint4& value) {
+    constexpr lane_op op = lane_op::plan_rows;
+    value = ld_relaxed_sys_128(at);
+    if (value.w == g.number) {
+        return true;
+    }
+    const u64 limit = g.step <= 4 ? link.control->first_limit_ns : link.control->limit_ns;
+    const u64 start = global_time_ns();
+    for (u32 spin = 1;; ++spin) {
+        value = ld_relaxed_sys_128(at);
+        if (value.w == g.number) {
+            return true;
+        }
+        if (spin % 16 != 0) {
+            continue;
+        }
+        if (exchange_failed(link, op)) {
+            return false;
+        }
+        const u64 word = ld_relaxed_sys_64(link.words + source);
+        if (static_cast<u32>(word >> 32) == g.step && static_cast<u32>(word) != static_cast<u32>(op)) {
+            fail_exchange(link, failure_kind::mismatch, op, source, g.step, word);
+            return false;
+        }
+        if (global_time_ns() - start > limit) {
+            fail_exchange(link, failure_kind::timeout, op, source, g.step, word);
+            return false;
+        }
+    }
+}
+
+/// A vector of `source`, waited for where it tells its arrival itself.
+__device__ __forceinline__ bool take_vector(const gathered_plan_args& args, const gathering& g, i32 source, i32 vector,
+                                            uint4& value) {
+    const u8* at = g.rows + source * args.row_stride + static_cast<i64>(vector) * gathered_vector_bytes;
+    if (args.flagged != 0) {
+        return wait_vector(args.link, g, at, source, value);
+    }
+    value = *reinterpret_cast<const uint4*>(at);
+    return true;
+}
+
+/// All ranks' headers. False: the exchange has failed.
+template <plan_config Config>
+__device__ bool take_headers(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                             const gathering& g) {
+    bool ok = true;
+    // From the last thread down: the first ones have ids to wait for.
+    for (i32 i = Config.threads - 1 - static_cast<i32>(threadIdx.x); i < gathered_header_vectors * Config.num_ranks;
+         i += Config.threads) {
+        const i32 source = i / gathered_header_vectors;
+        const i32 vector = i % gathered_header_vectors;
+        uint4 value;
+        if (!take_vector(args, g, source, vector, value)) {
+            ok = false;
+            continue;
+        }
+        u32* to = reinterpret_cast<u32*>(shared.headers + source) + 3 * vector;
+        to[0] = value.x;
+        to[1] = value.y;
+        to[2] = value.z;
+        if (vector == 2 && static_cast<i32>(value.x) != args.bound) {
+            fail_exchange(args.link, failure_kind::mismatch, lane_op::plan_rows, source, g.step,
+                          step_word(g.step, lane_op::plan_rows));
+            ok = false;
+        }
+    }
+    return ok;
+}
+
+/// Ids of the tiles [first, last) of all ranks' tiles to slots, and the tiles' masks, which are zero before. False: the
+/// exchange has failed.
+template <plan_config Config>
+__device__ bool take_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g,
+                           i32 first, i32 last) {
+    constexpr i32 topk = Config.topk;
+    const bool flagged = args.flagged != 0;
+    const i32 per_vector = gathered_ids_per_vector(flagged);
+    const i32 rank_tiles = gathered_rank_tiles(args.bound);
+    const i32 first_rank = first / rank_tiles;
+    const i32 num_ranks = (last - 1) / rank_tiles - first_rank + 1;
+    const i32 span = min_of(gathered_id_vectors(args.bound, topk, flagged),
+                            ceil_div((last - first) * plan_tile_tokens * topk, per_vector) + 1);
+    const bool by_slot = names_slots<Config>(args);
+    bool ok = true;
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(threadIdx.x); i < num_ranks * span; i += Config.threads) {
+        const i32 source = first_rank + i / span;
+        const i32 rank_tile = source * rank_tiles;  // the source's first
+        const i32 low = max_of(first - rank_tile, 0) * plan_tile_tokens * topk;
+        const i32 high = min_of(args.bound, (last - rank_tile) * plan_tile_tokens) * topk;
+        const i32 vector = low / per_vector + i % span;
+        if (vector * per_vector >= high) {
+            continue;
+        }
+        uint4 value;
+        if (!take_vector(args, g, source, gathered_header_vectors + vector, value)) {
+            ok = false;
+            continue;
+        }
+        const u32 words[4] = {value.x, value.y, value.z, value.w};
+#pragma unroll
+        for (i32 j = 0; j < 8; ++j) {
+            const i32 at = vector * per_vector + j;
+            if (j >= per_vector || at < low || at >= high) {
+                continue;
+            }
+            const i32 token = at / topk;
+            const i32 tile = rank_tile + token / plan_tile_tokens - first;
+            const i32 t = token % plan_tile_tokens;
+            const i32 entry = (tile * plan_tile_tokens + t) * topk + at % topk;
+            u16 slot = static_cast<u16>(words[j / 2] >> 16 * (j % 2));
+            if constexpr (Config.sparse) {
+                shared.ids[entry] = slot;
+            }
+            if (slot != no_slot) {
+                slot = slot_of(args, by_slot, slot, source, token);
+                u32* masks = reinterpret_cast<u32*>(shared.masks + static_cast<i64>(tile) * shared.keys) + t / 32;
+                atomicOr(masks + 2 * slot, 1u << t % 32);
+                atomicOr(masks + 2 * (Config.num_slots + shared.slot_rank[slot]), 1u << t % 32);
+            }
+            shared.slots[entry] = slot;
+        }
+    }
+    return ok;
+}
+
+#endif
+
+}  // namespace epjit::templates
