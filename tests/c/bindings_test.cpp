@@ -32,7 +32,7 @@ TEST(c_binding, names_are_those_of_the_command_line_and_parse_back) {
     EXPECT_STREQ(epjit_name(EPJIT_ENUM_EXCHANGE_KIND, EPJIT_EXCHANGE_AUTO), "auto");
     EXPECT_STREQ(epjit_name(EPJIT_ENUM_LOG_LEVEL, EPJIT_LOG_DEBUG), "debug");
     int names = 0;
-    for (std::int32_t e = EPJIT_ENUM_STATUS; e <= EPJIT_ENUM_READINESS_STAGE; ++e) {
+    for (std::int32_t e = EPJIT_ENUM_STATUS; e <= EPJIT_ENUM_PLAN_SOURCE; ++e) {
         EXPECT_STREQ(epjit_name(e, -1), "?");
         EXPECT_STREQ(epjit_name(e, 256), "?");
         for (std::int32_t v = 0; std::string(epjit_name(e, v)) != "?"; ++v, ++names) {

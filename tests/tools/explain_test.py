@@ -14,7 +14,8 @@ GPU = ["--ranks", "4", "--arch", "sm_90a", "--exchange", "loopback"]
 class Explain(CommandTest):
     def test_choice_and_reasons(self):
         result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
-        self.assertEqual(list(result), ["exchange", "reason", "why_not", "keys", "knobs", "predictions", "floor_us"])
+        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "predictions",
+                                        "floor_us"])
         reasons = {w["exchange"]: w["reason"] for w in result["why_not"]}
         everything = {"host", "loopback", "lsa", "sendrecv", "dense", "hybrid"}
         self.assertEqual(set(reasons), everything - {result["exchange"]})
@@ -25,6 +26,15 @@ class Explain(CommandTest):
         built = reasons.get("lsa") != "not in this version"
         self.assertEqual(result["exchange"], "lsa" if built else "loopback")
         self.assertEqual(result["keys"], [])
+
+    def test_the_plan_source_is_said(self):
+        for exchange, options, source in (("lsa", (), "counts"), ("lsa", ("--plan-source", "gathered"), "gathered"),
+                                          ("sendrecv", ("--plan-source", "counts"), "counts"),
+                                          ("loopback", ("--plan-source", "gathered"), "none")):
+            with self.subTest(exchange=exchange, source=source):
+                result = self.epjit("explain", "--json", "--ranks", "2", "--arch", "sm_90a", "--exchange", exchange, *options)
+                self.assertEqual(result.status, 0, result.err)
+                self.assertEqual(result.json["plan_source"], source)
 
     def predictions(self, *options):
         result = self.epjit("explain", "--json", "--model", "deepseek-v3", "--dtype", "bf16", *options)

@@ -153,11 +153,11 @@ nlohmann::ordered_json predictions_json(const std::vector<host::prediction>& pre
     return list;
 }
 
-/// What the ranks of the run tell each other. Where `run` may choose it takes counts: it sets no
+/// What the ranks of the run tell each other for a plan, "none" where all routing is at hand. Where `run` may choose it takes counts: it sets no
 /// ll_max_tokens_per_rank, up to which lsa plans are gathered.
 std::string_view source_text(const subject& s, exchange_kind exchange) {
     if (!through_nccl(exchange)) {
-        return "all routing is at hand";
+        return "none";
     }
     return name(s.run.source == plan_source::automatic ? plan_source::counts : s.run.source);
 }
