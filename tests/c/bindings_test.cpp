@@ -41,7 +41,7 @@ TEST(c_binding, names_are_those_of_the_command_line_and_parse_back) {
             EXPECT_EQ(parsed, v) << epjit_name(e, v);
         }
     }
-    EXPECT_EQ(names, 13 + 4 + 3 + 4 + 3 + 3 + 2 + 3 + 4 + 2 + 7 + 4 + 4 + 3 + 6);
+    EXPECT_EQ(names, 13 + 4 + 3 + 4 + 3 + 3 + 2 + 3 + 4 + 2 + 7 + 4 + 4 + 3 + 6 + 3);
     std::int32_t value = -1;
     EXPECT_OK(epjit_parse(EPJIT_ENUM_LAYOUT, "expert-major", &value));
     EXPECT_EQ(value, EPJIT_LAYOUT_EXPERT_MAJOR);
