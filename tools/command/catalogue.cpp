@@ -80,7 +80,7 @@ constexpr std::array<option_info, 16> run_options{{
     {"--dump", "DIR", "write inputs, dispatched rows and results as .npy files"},
 }};
 
-constexpr std::array<option_info, 18> explain_options{{
+constexpr std::array<option_info, 19> explain_options{{
     exchange,
     model,
     config,
