@@ -153,8 +153,8 @@ nlohmann::ordered_json predictions_json(const std::vector<host::prediction>& pre
     return list;
 }
 
-/// What the ranks of the run tell each other for a plan, "none" where all routing is at hand. Where `run` may choose it takes counts: it sets no
-/// ll_max_tokens_per_rank, up to which lsa plans are gathered.
+/// What the ranks of the run tell each other for a plan, "none" where all routing is at hand. Where `run` may choose it
+/// takes counts: it sets no ll_max_tokens_per_rank, up to which lsa plans are gathered.
 std::string_view source_text(const subject& s, exchange_kind exchange) {
     if (!through_nccl(exchange)) {
         return "none";
