@@ -74,6 +74,9 @@ class BadUsage(CommandTest):
             (["bench", "--suite", "decode", "--tokens", "0"], "--tokens: expected a whole number", '"0"'),
             (["bench", "--suite", "decode", "--ranks", "1"], "--ranks: expected a whole number of 2", '"1"'),
             (["bench", "--suite", "exchange", "--iters", "none"], "--iters: expected a whole number", '"none"'),
+            (["tune", "--dtype", "f32"], "--dtype: expected bf16 or fp8", '"f32"'),
+            (["tune", "--tokens", "8,0"], "--tokens: expected whole numbers", '"0"'),
+            (["tune", "--budget", "0"], "--budget: expected a whole number of 1", '"0"'),
             (["completion", "csh"], "expected bash, zsh or fish", '"csh"'),
             (["models", "--cache-dir"], "--cache-dir needs a value", "DIR"),
         ]
@@ -93,9 +96,6 @@ class BadUsage(CommandTest):
                             ("EPJIT_CACHE_MAX_FILES", "1e3"), ("EPJIT_WAIT_TIMEOUT_MS", "x")):
             with self.subTest(name=name):
                 self.assert_error(self.epjit("models", "--json", **{name: value}), 2, "config", name, value)
-
-    def test_what_is_not_built_yet_is_status_3_and_named(self):
-        self.assert_error(self.epjit("tune", "--json"), 3, "unsupported", "tune", "not in this version")
 
     def test_a_bad_profile_names_its_file_and_field(self):
         bad = self.write("p.json", '{"epjit_profile": 1, "entries": [{"knobs": {"senders": 1}}]}')

@@ -2,6 +2,7 @@
 // One rank's part of a benched layer: its memory, its routings, and the calls.
 #pragma once
 
+#include "epjit/jit/hash.hpp"
 #include "tools/bench/machine.hpp"
 
 #include <cstdint>
@@ -20,6 +21,7 @@ struct bench_shape {
     std::int32_t num_sms = 0;
     bool low_latency = false;  ///< all calls are bounded by the low-latency limit
     std::int32_t sets = 1;     ///< routings that calls may change between
+    bool varied = false;       ///< every row has other values, so that result_digest() says something
 
     [[nodiscard]] std::string text() const;  ///< "T=4096 H=7168 K=8 E=256 uniform bf16 expert_major static"
     [[nodiscard]] dtype dispatch_type() const noexcept { return fp8 ? dtype::fp8_e4m3 : dtype::bf16; }
@@ -47,6 +49,10 @@ class bench_layer {
     void plan(int set);
     void dispatch();
     void combine();
+
+    /// Of what the last dispatch and combine wrote that is defined: the combined tokens, and of fp8, which combine does
+    /// not read, the dispatched rows. Waits for the stream.
+    [[nodiscard]] jit::digest result_digest() const;
 
    private:
     void make_tensors();

@@ -63,6 +63,10 @@ bench_machine::bench_machine(runtime& rt, int ranks) : runtime_(&rt), team_(coun
     enable_peers();
 }
 
+bench_machine::bench_machine(runtime& rt, one_gpu) : runtime_(&rt), team_(1) {
+    ranks_.push_back(std::make_unique<bench_rank>(communicator::loopback(rt, 1, 0)));
+}
+
 void bench_machine::enable_peers() {
     for (const auto& from : ranks_) {
         for (const auto& to : ranks_) {

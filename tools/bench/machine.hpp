@@ -19,6 +19,9 @@
 
 namespace epjit::tools {
 
+/// All of a machine that bench_machine is asked for: its first GPU.
+struct one_gpu {};
+
 struct repeats {
     int warmup = 50, timed = 200;
 };
@@ -43,6 +46,8 @@ class bench_machine {
     /// `ranks` of this machine's GPUs, 0: all. @throws unsupported_error with fewer than two GPUs, library_error
     /// without a driver or NCCL, config_error for more ranks than GPUs.
     bench_machine(runtime& rt, int ranks);
+    /// One rank over loopback. @throws library_error without a driver.
+    bench_machine(runtime& rt, one_gpu);
 
     [[nodiscard]] int num_ranks() const noexcept { return team_.size(); }
     [[nodiscard]] rank_team& team() noexcept { return team_; }
@@ -55,8 +60,8 @@ class bench_machine {
     /// The same for all ranks, from none of their threads.
     std::vector<std::vector<double>> time_all(const repeats& n, const std::function<void(bench_rank&, int)>& work);
 
-    /// What the links, the memory, a launch and a flag do, now. @throws unsupported_error where a GPU cannot reach the
-    /// next one.
+    /// What the links, the memory, a launch and a flag do, now; of two ranks or more. @throws unsupported_error where a
+    /// GPU cannot reach the next one.
     machine_rates measure(const repeats& n);
 
    private:

@@ -114,7 +114,17 @@ constexpr std::array<option_info, 9> bench_options{{
     {"--html", "FILE", "write the tables as one self-contained page as well"},
 }};
 
-constexpr std::array<option_info, 3> tune_options{{model, config, ranks}};
+constexpr std::array<option_info, 9> tune_options{{
+    model,
+    config,
+    {"--ranks", "N", "GPUs to use (all); 1 tunes permute and unpermute"},
+    {"--tokens", "T", "tokens on each rank, one entry each (4096)", true},
+    layout,
+    {"--dtype", "bf16|fp8", "of dispatched rows (bf16)"},
+    {"--out", "FILE", "profile to write into, entries of other shapes stay (EPJIT_PROFILE, else none)"},
+    {"--budget", "SECONDS", "longest time over all, compiling included (120)"},
+    {"--iters", "N", "repetitions of the last candidates (160)"},
+}};
 
 constexpr std::array<argument_info, 1> completion_arguments{{
     {"bash|zsh|fish", "the shell"},
@@ -170,11 +180,13 @@ constexpr std::array<command_info, 10> all{{
      "epjit bench --suite route --json\n"
      "epjit bench --suite exchange --model deepseek-v3 --tokens 4096 --exchange lsa"},
     {"tune",
-     "time a shape's variants on this GPU (not in this version)",
-     "Not in this version.",
+     "time a shape's knobs on this machine's GPUs, write a profile",
+     "Successive halving: every candidate a few times, the better half again, and so on; results are compared. The\n"
+     "profile is read through EPJIT_PROFILE. Several GPUs exchange through lsa, one permutes.",
      {},
      tune_options,
-     "epjit tune --model deepseek-v3"},
+     "epjit tune --model deepseek-v3 --tokens 128,4096 --out h200.json\n"
+     "EPJIT_LOG=info epjit tune --ranks 1 --budget 30     # says every measurement"},
     {"completion",
      "print a completion script for a shell",
      "",

@@ -80,6 +80,7 @@ int explain_command(context& ctx);
 int doctor_command(context& ctx);
 int run_command(context& ctx);
 int bench_command(context& ctx);
+int tune_command(context& ctx);
 int completion_command(context& ctx);
 
 /// At most 50 lines; of the whole program when `command` is null.

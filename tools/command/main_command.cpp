@@ -26,14 +26,14 @@ int run_named(context& ctx) {
         {"warm", warm_command},     {"cache", cache_command},     {"inspect", inspect_command},
         {"models", models_command}, {"doctor", doctor_command},   {"completion", completion_command},
         {"bench", bench_command},   {"explain", explain_command}, {"run", run_command},
+        {"tune", tune_command},
     };
     for (const entry& e : table) {
         if (e.name == name) {
             return e.run(ctx);
         }
     }
-    throw unsupported_error(fmt::format("`epjit {}` is not in this version of epjit ({})", name, runtime::version()),
-                            "the built-in cost model chooses the variants; no profile is needed");
+    throw error(error_kind::internal, fmt::format("`epjit {}` is in the catalogue and has no function", name));
 }
 
 int dispatch(context& ctx) {
