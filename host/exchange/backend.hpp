@@ -88,5 +88,8 @@ struct communicator_state;
 /// One per room of host/: cpu/, loopback/.
 std::unique_ptr<backend> make_cpu_backend(const resolved_config& config);
 std::unique_ptr<backend> make_loopback_backend(communicator_state& comm, const resolved_config& config);
+/// Bytes of an lsa exchange's window on each rank, nearly all of its workspace. Of `config` the shape, the types, the
+/// lanes, the slots and the ranks count.
+std::int64_t lsa_window_bytes(const resolved_config& config);
 
 }  // namespace epjit::host

@@ -1,23 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels store straight into the peers' symmetric windows; steps are words in them. One window an exchange and rank:
 // the words of every lane, then each lane's messages, lines and areas, a region for every source rank in each.
+#include "epjit/error.hpp"
 #include "host/lsa/steps.hpp"
 #include "host/ranks/backend.hpp"
 
+#include <fmt/format.h>
+
 #include <array>
 #include <optional>
+#include <string>
+#include <vector>
 
 namespace epjit::host {
 namespace {
 
-class lsa_transport final : public transport {
+/// What lies where in a window.
+struct window_parts {
+    window_parts(std::int32_t ranks, const travel_shape& shape);
+    std::int64_t lanes_at_ = 0, lane_bytes_ = 0, lines_at_ = 0, routing_at_ = 0, total_ = 0;
+    std::array<std::int64_t, num_travel_areas> areas_at_{};
+    std::array<std::int64_t, 2> flags_at_{};
+};
+
+class lsa_transport final : public transport, private window_parts {
    public:
     lsa_transport(communicator_state& comm, const resolved_config& config, const travel_shape& shape)
-        : comm_(comm), me_(config.first_driven), ranks_(config.num_ranks), shape_(shape) {
-        lay_out();
+        : window_parts(config.num_ranks, shape),
+          comm_(comm),
+          me_(config.first_driven),
+          ranks_(config.num_ranks),
+          shape_(shape) {
         window_ = symmetric_window(comm.nccl, static_cast<std::size_t>(total_));
-        require_reachable(comm, window_, 0, ranks_, 0, "lsa",
-                          "use sendrecv or hybrid, or put all ranks into one NVLink domain");
+        require_all_reachable();
         steps_.emplace(comm, window_, 0, ranks_, shape);
         comm.nccl->barrier_host();
     }
@@ -76,38 +91,57 @@ class lsa_transport final : public transport {
     [[nodiscard]] std::int64_t area_offset(travel_area area, std::int32_t lane, std::int32_t source) const noexcept {
         return counts_offset(lane) + areas_at_[static_cast<std::size_t>(area)] + source * shape_.region(area);
     }
-    void lay_out();
+    void require_all_reachable();
 
     communicator_state& comm_;
     const std::int32_t me_, ranks_;
     const travel_shape shape_;
-    std::int64_t lanes_at_ = 0, lane_bytes_ = 0, lines_at_ = 0, routing_at_ = 0, total_ = 0;
-    std::array<std::int64_t, num_travel_areas> areas_at_{};
-    std::array<std::int64_t, 2> flags_at_{};
     symmetric_window window_;
     std::optional<peer_steps> steps_;
 };
 
-void lsa_transport::lay_out() {
+window_parts::window_parts(std::int32_t ranks, const travel_shape& shape) {
     const auto align = [](std::int64_t n) { return (n + 255) / 256 * 256; };
-    lanes_at_ = peer_steps::words_bytes(ranks_, shape_.num_lanes);
+    lanes_at_ = peer_steps::words_bytes(ranks, shape.num_lanes);
     std::int64_t next = 0;
     const auto part = [&](std::int64_t bytes) {
         const std::int64_t at = next;
         next = align(next + bytes);
         return at;
     };
-    part(std::int64_t{ranks_} * shape_.counts_words * 4);
-    lines_at_ = part(ranks_ * line_region());
-    routing_at_ = part(2 * ranks_ * shape_.routing_bytes);
+    part(std::int64_t{ranks} * shape.counts_words * 4);
+    lines_at_ = part(std::int64_t{ranks} * shape.max_lines * shape.plan_line_bytes);
+    routing_at_ = part(2 * ranks * shape.routing_bytes);
     for (std::size_t a = 0; a < num_travel_areas; ++a) {
-        areas_at_[a] = part(ranks_ * shape_.region(static_cast<travel_area>(a)));
+        areas_at_[a] = part(ranks * shape.region(static_cast<travel_area>(a)));
     }
     for (std::int64_t& at : flags_at_) {
-        at = part(std::int64_t{ranks_} * shape_.max_lines * 4);
+        at = part(std::int64_t{ranks} * shape.max_lines * 4);
     }
     lane_bytes_ = next;
-    total_ = lanes_at_ + shape_.num_lanes * lane_bytes_;
+    total_ = lanes_at_ + shape.num_lanes * lane_bytes_;
+}
+
+void lsa_transport::require_all_reachable() {
+    std::string missing;
+    for (std::int32_t r = 0; r < ranks_; ++r) {
+        if (window_.peer(r) == nullptr) {
+            missing += fmt::format("{}{}", missing.empty() ? "" : ", ", r);
+        }
+    }
+    // Every rank must come to the same end.
+    const std::uint8_t mine = missing.empty() ? 0 : 1;
+    std::vector<std::uint8_t> all(static_cast<std::size_t>(ranks_));
+    comm_.nccl->all_gather_host(&mine, all.data(), 1);
+    for (std::int32_t r = 0; r < ranks_; ++r) {
+        if (all[static_cast<std::size_t>(r)] != 0) {
+            throw unsupported_error(
+                missing.empty()
+                    ? fmt::format("exchange 'lsa': rank {} cannot reach all ranks' memory", r)
+                    : fmt::format("exchange 'lsa': rank {} cannot reach the memory of rank(s) {}", me_, missing),
+                "use sendrecv or hybrid, or put all ranks into one NVLink domain");
+        }
+    }
 }
 
 void lsa_transport::close() noexcept {
@@ -115,6 +149,10 @@ void lsa_transport::close() noexcept {
 }
 
 }  // namespace
+
+std::int64_t lsa_window_bytes(const resolved_config& config) {
+    return window_parts(config.num_ranks, shape_travel(config)).total_;
+}
 
 std::unique_ptr<transport> make_lsa_transport(communicator_state& comm, const resolved_config& config,
                                               const travel_shape& shape) {

@@ -4,7 +4,9 @@
 #include "tools/bench/machine.hpp"
 
 #include "epjit/error.hpp"
+#include "host/runtime/runtime_state.hpp"
 #include "tools/bench/baseline.hpp"
+#include "tools/bench/host_side.hpp"
 #include "tools/bench/ranks_suite.hpp"
 
 #include <gmock/gmock.h>
@@ -115,6 +117,44 @@ TEST_F(two_gpus, the_baseline_makes_its_steps_and_its_launches_are_counted) {
     EXPECT_EQ(combine.launches, 2u);
     EXPECT_THAT(combine.us, Each(SizeIs(4)));
     EXPECT_THAT(combine.kernel_us, Each(SizeIs(0)));
+}
+
+TEST_F(two_gpus, the_host_side_of_every_call_has_its_launches_and_its_own_time) {
+    watch_driver(rt);
+    bench_machine machine(rt, 0);
+    bench_shape shape;
+    shape.tokens = 16;
+    shape.hidden = 64;
+    shape.experts = 8;
+    shape.topk = 2;
+    bench_report report;
+    add_host_rows(machine, shape, exchange_kind::lsa, report);
+    ASSERT_EQ(report.rows.size(), 3U);
+    for (const bench_row& row : report.rows) {
+        EXPECT_GT(*row.us, 0) << row.name;
+        EXPECT_GE(*row.launches, 1U) << row.name;
+        EXPECT_LE(*row.launches, 2U) << row.name;
+    }
+    EXPECT_EQ(report.rows[1].launches, 1U) << "a dispatch through windows is one launch";
+}
+
+TEST(host_side, what_is_inside_the_driver_is_not_the_calls_own) {
+    setenv("FAKE_CUDA_DEVICES", "1", 1);
+    runtime rt(with_fakes());
+    watch_driver(rt);
+    watch_driver(rt);  // once more changes nothing
+    const auto driver = rt.state().driver();
+    int before = 0;
+    const host_cost cost = cost_of(
+        5, [&](int) { ++before; },
+        [&] {
+            int devices = 0;
+            driver->check(driver->device_count(&devices), "cuDeviceGetCount");
+            EXPECT_EQ(devices, 1);
+        });
+    EXPECT_EQ(before, 5);
+    EXPECT_GT(cost.driver_us, 0);
+    EXPECT_GE(cost.own_us, 0);
 }
 
 TEST_F(two_gpus, a_graph_is_taken_only_where_every_rank_has_one) {

@@ -14,8 +14,8 @@ GPU = ["--ranks", "4", "--arch", "sm_90a", "--exchange", "loopback"]
 class Explain(CommandTest):
     def test_choice_and_reasons(self):
         result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
-        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "predictions",
-                                        "floor_us"])
+        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "workspace_bytes",
+                                        "predictions", "floor_us"])
         reasons = {w["exchange"]: w["reason"] for w in result["why_not"]}
         everything = {"host", "loopback", "lsa", "sendrecv", "dense", "hybrid"}
         self.assertEqual(set(reasons), everything - {result["exchange"]})
@@ -136,6 +136,17 @@ class Explain(CommandTest):
 
         self.assertEqual(launches_from("sm_90a"), "the built-in profile")
         self.assertEqual(launches_from("sm_100a"), "the cost model")
+
+    def test_the_workspace_of_a_rank_is_known_without_a_gpu(self):
+        def workspace(*options):
+            return self.epjit("explain", "--json", "--arch", "sm_90a", "--model", "deepseek-v3", "--dtype", "bf16",
+                              *options).json["workspace_bytes"]
+
+        rows = 8 * 8192 * 7168 * 2  # rows, and as many bytes of partial sums
+        bytes_8192 = workspace("--ranks", "8", "--tokens", "8192")
+        self.assertGreater(bytes_8192, rows)
+        self.assertGreater(bytes_8192, workspace("--ranks", "8", "--tokens", "4096") * 1.9)
+        self.assertIsNone(workspace("--ranks", "8", "--exchange", "sendrecv"))
 
     def test_the_larger_set_covers_every_dtype(self):
         self.assertEqual(self.warm("--set", "all").status, 0)

@@ -3,6 +3,7 @@
 // run.
 #include "epjit/error.hpp"
 #include "tools/bench/baseline.hpp"
+#include "tools/bench/host_side.hpp"
 #include "tools/bench/ranks_suite.hpp"
 #include "tools/command/context.hpp"
 
@@ -15,6 +16,7 @@ namespace epjit::tools {
 namespace {
 
 constexpr int graph_calls = 8;
+constexpr std::int32_t few_sms = 16;  ///< of communication, where expansion may use all
 constexpr const char* baseline_name = "nccl + permutes";
 
 enum class job : std::size_t { plan_and_dispatch, dispatch, combine };
@@ -112,6 +114,39 @@ void bench_one(bench_machine& machine, const ranks_options& options, const machi
     }
 }
 
+/// The crossing by itself: on flat a row that arrives is in its place. With all SMs and with a few.
+void bench_sm_budget(bench_machine& machine, const ranks_options& options, const machine_rates& rates,
+                     const bench_shape& shape, bench_report& report) {
+    if (options.num_sms != 0 ||
+        std::find(options.kinds.begin(), options.kinds.end(), exchange_kind::lsa) == options.kinds.end()) {
+        return;
+    }
+    ranks_options lsa = options;
+    lsa.kinds = {exchange_kind::lsa};
+    lsa.baseline = false;
+    for (const std::int32_t num_sms : {0, few_sms}) {
+        bench_shape flat = shape;
+        flat.rows = layout::flat;
+        flat.num_sms = num_sms;
+        bench_one(machine, lsa, rates, flat, report);
+    }
+}
+
+/// In a runtime of its own: the driver's functions are slower while they are watched.
+void bench_host_side(const context& ctx, const ranks_options& options, const bench_shape& shape, bench_report& report) {
+    if (std::find(options.kinds.begin(), options.kinds.end(), exchange_kind::lsa) == options.kinds.end()) {
+        return;
+    }
+    runtime rt(ctx.runtime_options());
+    watch_driver(rt);
+    bench_machine machine(rt, options.ranks);
+    try {
+        add_host_rows(machine, shape, exchange_kind::lsa, report);
+    } catch (const unsupported_error& e) {
+        note_missing(report, exchange_kind::lsa, e);
+    }
+}
+
 }  // namespace
 
 void exchange_suite(const context& ctx, bench_report& report) {
@@ -130,11 +165,13 @@ void exchange_suite(const context& ctx, bench_report& report) {
     bench_shape exact = shapes.front();
     exact.mode = mode::exact;
     bench_one(machine, options, rates, exact, report);
+    bench_sm_budget(machine, options, rates, shapes.front(), report);
     const bool measured = std::any_of(report.rows.begin() + static_cast<std::ptrdiff_t>(rows_before), report.rows.end(),
                                       [](const bench_row& r) { return r.exchange != baseline_name; });
     if (!measured) {
         refuse_without_rows(report);
     }
+    bench_host_side(ctx, options, shapes.front(), report);
     report.notes.push_back(
         fmt::format("exchange on {} x {}: time between events, all launches included, the slowest rank of each "
                     "repetition; kernel us: "

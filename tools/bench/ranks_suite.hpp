@@ -39,6 +39,10 @@ void note_missing(bench_report& report, exchange_kind kind, const error& e);
 /// @throws unsupported_error with what note_missing() wrote.
 [[noreturn]] void refuse_without_rows(const bench_report& report);
 
+/// What the host does for a plan, a dispatch and a combine besides the driver's calls, and their launches. The
+/// machine's runtime is watched (host_side.hpp).
+void add_host_rows(bench_machine& machine, const bench_shape& shape, exchange_kind kind, bench_report& report);
+
 /// Times of one job, by rank.
 struct job_times {
     std::vector<std::vector<double>> us, kernel_us;  ///< [rank][repetition]; kernel_us may be empty

@@ -3,6 +3,8 @@
 #include "epjit/epjit.hpp"
 #include "host/driver/device.hpp"
 #include "host/exchange/communicator_state.hpp"
+#include "tools/bench/host_side.hpp"
+#include "tools/bench/ranks_suite.hpp"
 #include "tools/bench/suite.hpp"
 #include "tools/command/context.hpp"
 
@@ -170,6 +172,40 @@ void bench_plan(bench_device& gpu, bench_report& report, std::int32_t tokens, id
             fmt::format("T={} K={} E={}", tokens, s.topk, s.experts));
 }
 
+/// One launch makes the plans of 64 virtual ranks; the row is of one.
+void bench_plan_of_many(runtime& rt, bench_device& gpu, bench_report& report) {
+    constexpr std::int32_t ranks = 64;
+    route_shape s;
+    communicator many = communicator::loopback(rt, ranks, 0);
+    exchange ex(many, s.config());
+    ex.prepare();
+    plan_options options;
+    options.mode = mode::fixed;
+    std::vector<device_buffer> ids;
+    std::vector<plan_args> args(ranks);
+    for (std::int32_t r = 0; r < ranks; ++r) {
+        ids.push_back(
+            upload_ids(gpu, draw_ids(s.tokens, s.topk, s.experts, static_cast<std::uint64_t>(r) + 1), id_type::i64));
+        args[r].routing = ids.back().data();
+        args[r].num_tokens = s.tokens;
+        args[r].capacity = 2 * s.tokens * s.topk;
+    }
+    plan made;
+    const double us =
+        gpu.median_us([&](int) { made = ex.make_plan(args, options, gpu.stream.get(), std::move(made)); }) / ranks;
+    gpu.stream.synchronize();
+    const auto entries = static_cast<std::uint64_t>(s.tokens) * static_cast<std::uint64_t>(s.topk);
+    add_row(report, gpu, "plan of 64 virtual ranks, each", us, entries * (8 + 10 + 10 + 4),
+            fmt::format("T={} K={} E={}", s.tokens, s.topk, s.experts));
+}
+
+void bench_host_side(const context& ctx, bench_report& report) {
+    runtime rt(ctx.runtime_options());
+    watch_driver(rt);
+    bench_machine machine(rt, one_gpu{});
+    add_host_rows(machine, bench_shape{}, exchange_kind::loopback, report);
+}
+
 void bench_rows(bench_device& gpu, bench_report& report) {
     constexpr int sets = 3;
     const route_shape s;
@@ -227,9 +263,11 @@ void route_suite(const context& ctx, bench_report& report) {
         bench_plan(gpu, report, tokens, id_type::i64);
         bench_plan(gpu, report, tokens, id_type::i32);
     }
+    bench_plan_of_many(rt, gpu, report);
+    bench_host_side(ctx, report);
     report.notes.push_back(
-        fmt::format("route on {}: goals are ratio 1.15 for permute and unpermute, 12 us for a plan of 4096 tokens, 40 "
-                    "us for 65,536",
+        fmt::format("route on {}: goals are ratio 1.08 for permute and unpermute, 12 us for a plan of 4096 tokens, 40 "
+                    "us for 65,536, 15 us for each of 64 ranks",
                     gpu.context->name()));
 }
 

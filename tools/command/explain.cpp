@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "epjit/jit/profile.hpp"
 #include "host/dispatcher/dispatcher.hpp"
+#include "host/exchange/backend.hpp"
 #include "tools/command/machine.hpp"
 #include "tools/command/shape.hpp"
 #include "tools/command/table.hpp"
@@ -213,6 +214,26 @@ void settle_knobs(const context& ctx, subject& s, exchange_kind exchange) {
     s.knobs = jit::choose_knobs(s.key, profiles);
 }
 
+/// Of one rank, max_tokens_per_rank being the tokens; empty but for lsa.
+std::optional<std::uint64_t> workspace_bytes(const subject& s, exchange_kind exchange) {
+    if (exchange != exchange_kind::lsa) {
+        return std::nullopt;
+    }
+    host::resolved_config resolved;
+    exchange_config& c = resolved.config;
+    c.kind = exchange;
+    c.hidden = s.key.hidden;
+    c.topk = s.key.topk;
+    c.input_type = s.key.input.value_or(dtype::bf16);
+    c.dispatch_type = s.key.dispatch.value_or(dtype::bf16);
+    c.scales = s.key.scales.value_or(scale_type::none);
+    c.combine_type = s.key.combine.value_or(dtype::bf16);
+    c.max_tokens_per_rank = s.key.tokens;
+    resolved.num_ranks = s.run.ranks;
+    resolved.placement.num_slots = s.key.experts;
+    return static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
+}
+
 nlohmann::ordered_json values_json(const jit::knobs& values, bool of_programs) {
     auto object = nlohmann::ordered_json::object();
     for (const jit::knob_info& k : jit::knob_infos()) {
@@ -245,6 +266,7 @@ int explain_command(context& ctx) {
     subject s = read_subject(ctx);
     const host::exchange_choice choice = host::choose_exchange(s.question);
     settle_knobs(ctx, s, choice.exchange);
+    const std::optional<std::uint64_t> workspace = workspace_bytes(s, choice.exchange);
     const auto predictions = host::predict_all(s.question.largest, s.question.rates);
 
     std::vector<jit::compile_job> jobs;
@@ -273,6 +295,7 @@ int explain_command(context& ctx) {
                     {"why_not", std::move(others)},
                     {"keys", std::move(keys)},
                     {"knobs", knobs_json(s)},
+                    {"workspace_bytes", workspace ? nlohmann::ordered_json(*workspace) : nlohmann::ordered_json()},
                     {"predictions", predictions_json(predictions)},
                     {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
         return exit_done;
@@ -286,7 +309,12 @@ int explain_command(context& ctx) {
         others.add({std::string(name(o.exchange)), o.reason});
     }
     text += fmt::format("plan source: {}\n\n", source_text(s, choice.exchange));
-    text += others.text() + knobs_text(s) + predictions_text(s, predictions);
+    text += others.text();
+    if (workspace) {
+        text += fmt::format("\nworkspace of one rank with max_tokens_per_rank {}: {}\n", s.key.tokens,
+                            bytes_text(*workspace));
+    }
+    text += knobs_text(s) + predictions_text(s, predictions);
     if (ctx.call.has("--keys")) {
         table keys({{"key"}, {"variant"}});
         for (const auto& job : jobs) {
