@@ -2,7 +2,6 @@
 #include "host/dispatcher/dispatcher.hpp"
 
 #include "epjit/error.hpp"
-#include "host/nccl/api.hpp"
 
 #include <fmt/format.h>
 
@@ -13,8 +12,6 @@
 namespace epjit::host {
 namespace {
 
-/// Symmetric windows with pointers to peers.
-constexpr int first_version_with_windows = 22800;
 /// Dense takes R * T rows of workspace on every rank: it has to be cheaper by a twentieth, and those rows few.
 constexpr double dense_advantage = 0.95;
 constexpr std::int64_t dense_max_rows = 2048;
@@ -55,10 +52,6 @@ std::string without_gpu(const machine_facts& facts) {
 }
 
 std::string without_windows(const machine_facts& facts) {
-    if (facts.nccl_version > 0 && facts.nccl_version < first_version_with_windows) {
-        return fmt::format("no symmetric windows: NCCL {} was loaded, they came with {}",
-                           nccl_version_text(facts.nccl_version), nccl_version_text(first_version_with_windows));
-    }
     return facts.no_windows_reason.empty() ? "no symmetric windows"
                                            : fmt::format("no symmetric windows: {}", facts.no_windows_reason);
 }
@@ -82,11 +75,7 @@ class decision {
     }
 
    private:
-    [[nodiscard]] bool windows() const {
-        const machine_facts& f = q_.facts;
-        return (f.have_windows || f.one_domain) &&
-               (f.nccl_version == 0 || f.nccl_version >= first_version_with_windows);
-    }
+    [[nodiscard]] bool windows() const { return q_.facts.have_windows || q_.facts.one_domain; }
     [[nodiscard]] bool all_reach_all() const { return windows() && (q_.facts.one_domain || hosts_.hosts == 1); }
 
     [[nodiscard]] exchange_kind decide() const {

@@ -39,8 +39,7 @@ struct machine_facts {
     /// One GPU for each rank, reached through NCCL. False: one thread drives all ranks, on one GPU or the CPU.
     bool real_ranks = false;
     std::vector<std::int32_t> rank_hosts;  ///< [R] machine of each rank; empty: all on one
-    int nccl_version = 0;                  ///< of the loaded library, 22809 for 2.28.9; 0: none, or not known
-    /// Every rank can store into the windows of every other rank on its host.
+    /// Every rank can store into the windows of every other rank on its host: one was made and tried.
     bool have_windows = false;
     std::string no_windows_reason;
     /// Every rank can store into the windows of every other rank, also of other hosts (one NVLink domain).

@@ -45,6 +45,7 @@ inline constexpr cu_result cu_peer_access_already_enabled = 704;
 inline constexpr cu_result cu_context_destroyed = 709;
 inline constexpr cu_result cu_capture_unsupported = 900;
 inline constexpr cu_result cu_capture_invalidated = 901;
+inline constexpr cu_result cu_capture_isolation = 905;
 
 /// CUdevice_attribute values.
 enum class device_attribute : int {

@@ -52,7 +52,8 @@ class lane_order {
    public:
     lane_order() noexcept = default;
     explicit lane_order(const shared_context& context) : event_(context, false) {}
-    /// Makes `stream` wait for the lane's earlier work when that went to another stream; the context is current.
+    /// Makes `stream` wait for the lane's earlier work when that went to another stream; the context is current. Not
+    /// across the border of a capture: there the caller orders the replays.
     void on(const device_context& context, stream_t stream);
 
    private:

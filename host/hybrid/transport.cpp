@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/hybrid/transport.hpp"
 
-#include "epjit/error.hpp"
-
-#include <fmt/format.h>
-
-#include <vector>
-
 namespace epjit::host {
 
 hybrid_transport::hybrid_transport(communicator_state& comm, const resolved_config& config, const travel_shape& shape)
@@ -15,7 +9,8 @@ hybrid_transport::hybrid_transport(communicator_state& comm, const resolved_conf
     window_ =
         symmetric_window(comm.host_nccl != nullptr ? comm.host_nccl : comm.nccl, static_cast<std::size_t>(total_));
     first_in_window_ = comm.host_nccl != nullptr ? hosts_.first() : 0;
-    require_host_reachable();
+    require_reachable(comm, window_, hosts_.first(), hosts_.width, first_in_window_, "hybrid",
+                      "use sendrecv, or give the ranks of a host GPUs that reach each other");
     steps_.emplace(comm, window_, hosts_.first(), hosts_.width, shape, first_in_window_);
     comm.nccl->barrier_host();
 }
@@ -27,24 +22,6 @@ void hybrid_transport::lay_out() {
         lane_bytes_ += ranks_ * shape_.region(area);
     }
     total_ = lanes_at_ + shape_.num_lanes * lane_bytes_;
-}
-
-void hybrid_transport::require_host_reachable() {
-    bool missing = false;
-    for (std::int32_t r = hosts_.first(); r < hosts_.first() + hosts_.width; ++r) {
-        missing = missing || window_.peer(r - first_in_window_) == nullptr;
-    }
-    const std::uint8_t mine = missing ? 1 : 0;
-    // Every rank must come to the same end.
-    std::vector<std::uint8_t> all(static_cast<std::size_t>(ranks_));
-    comm_.nccl->all_gather_host(&mine, all.data(), 1);
-    for (std::int32_t r = 0; r < ranks_; ++r) {
-        if (all[static_cast<std::size_t>(r)] != 0) {
-            throw unsupported_error(
-                fmt::format("exchange 'hybrid': rank {} cannot reach the memory of all ranks of its host", r),
-                "use sendrecv, or give the ranks of a host GPUs that reach each other");
-        }
-    }
 }
 
 templates::rank_link hybrid_transport::link(std::int32_t lane) const noexcept {

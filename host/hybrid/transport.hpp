@@ -49,7 +49,6 @@ class hybrid_transport final : public sendrecv_transport {
 
    private:
     void lay_out();
-    void require_host_reachable();
 
     const host_layout hosts_;
     std::int64_t lanes_at_ = 0, lane_bytes_ = 0, total_ = 0;

@@ -33,6 +33,29 @@ std::string_view text(lane_op op) {
 
 }  // namespace
 
+void require_reachable(communicator_state& comm, const symmetric_window& window, std::int32_t first, std::int32_t count,
+                       std::int32_t first_in_window, std::string_view exchange, const char* remedy) {
+    std::string missing;
+    for (std::int32_t r = first; r < first + count; ++r) {
+        if (window.peer(r - first_in_window) == nullptr) {
+            missing += fmt::format("{}{}", missing.empty() ? "" : ", ", r);
+        }
+    }
+    const std::uint8_t mine = missing.empty() ? 0 : 1;
+    std::vector<std::uint8_t> all(static_cast<std::size_t>(comm.num_ranks));
+    comm.nccl->all_gather_host(&mine, all.data(), 1);
+    for (std::int32_t r = 0; r < comm.num_ranks; ++r) {
+        if (all[static_cast<std::size_t>(r)] != 0) {
+            throw unsupported_error(
+                missing.empty()
+                    ? fmt::format("exchange '{}': rank {} cannot reach the memory of all ranks it needs", exchange, r)
+                    : fmt::format("exchange '{}': rank {} cannot reach the memory of rank(s) {}", exchange,
+                                  comm.first_driven, missing),
+                remedy);
+        }
+    }
+}
+
 peer_steps::peer_steps(communicator_state& comm, const symmetric_window& window, std::int32_t first, std::int32_t count,
                        const travel_shape& shape, std::int32_t first_in_window)
     : comm_(comm), base_(static_cast<std::byte*>(window.local())), first_(first), count_(count) {

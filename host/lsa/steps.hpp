@@ -15,6 +15,12 @@
 
 namespace epjit::host {
 
+/// Of the ranks [first, first + count), this one among them, whose rank 0 in the window is rank `first_in_window`: each
+/// reaches the others' memory. Collective over the communicator: every rank comes to the same end.
+/// @throws unsupported_error naming a rank that does not, and what it misses where it is this one.
+void require_reachable(communicator_state& comm, const symmetric_window& window, std::int32_t first, std::int32_t count,
+                       std::int32_t first_in_window, std::string_view exchange, const char* remedy);
+
 class peer_steps {
    public:
     /// Of the ranks [first, first + count) of the communicator, this one among them; the window's rank 0 is rank

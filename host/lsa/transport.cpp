@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels store straight into the peers' symmetric windows; steps are words in them. One window an exchange and rank:
 // the words of every lane, then each lane's messages, lines and areas, a region for every source rank in each.
-#include "epjit/error.hpp"
 #include "host/lsa/steps.hpp"
 #include "host/ranks/backend.hpp"
 
-#include <fmt/format.h>
-
 #include <array>
 #include <optional>
-#include <string>
-#include <vector>
 
 namespace epjit::host {
 namespace {
@@ -32,7 +27,8 @@ class lsa_transport final : public transport, private window_parts {
           ranks_(config.num_ranks),
           shape_(shape) {
         window_ = symmetric_window(comm.nccl, static_cast<std::size_t>(total_));
-        require_all_reachable();
+        require_reachable(comm, window_, 0, ranks_, 0, "lsa",
+                          "use sendrecv or hybrid, or put all ranks into one NVLink domain");
         steps_.emplace(comm, window_, 0, ranks_, shape);
         comm.nccl->barrier_host();
     }
@@ -91,7 +87,6 @@ class lsa_transport final : public transport, private window_parts {
     [[nodiscard]] std::int64_t area_offset(travel_area area, std::int32_t lane, std::int32_t source) const noexcept {
         return counts_offset(lane) + areas_at_[static_cast<std::size_t>(area)] + source * shape_.region(area);
     }
-    void require_all_reachable();
 
     communicator_state& comm_;
     const std::int32_t me_, ranks_;
@@ -120,28 +115,6 @@ window_parts::window_parts(std::int32_t ranks, const travel_shape& shape) {
     }
     lane_bytes_ = next;
     total_ = lanes_at_ + shape.num_lanes * lane_bytes_;
-}
-
-void lsa_transport::require_all_reachable() {
-    std::string missing;
-    for (std::int32_t r = 0; r < ranks_; ++r) {
-        if (window_.peer(r) == nullptr) {
-            missing += fmt::format("{}{}", missing.empty() ? "" : ", ", r);
-        }
-    }
-    // Every rank must come to the same end.
-    const std::uint8_t mine = missing.empty() ? 0 : 1;
-    std::vector<std::uint8_t> all(static_cast<std::size_t>(ranks_));
-    comm_.nccl->all_gather_host(&mine, all.data(), 1);
-    for (std::int32_t r = 0; r < ranks_; ++r) {
-        if (all[static_cast<std::size_t>(r)] != 0) {
-            throw unsupported_error(
-                missing.empty()
-                    ? fmt::format("exchange 'lsa': rank {} cannot reach all ranks' memory", r)
-                    : fmt::format("exchange 'lsa': rank {} cannot reach the memory of rank(s) {}", me_, missing),
-                "use sendrecv or hybrid, or put all ranks into one NVLink domain");
-        }
-    }
 }
 
 void lsa_transport::close() noexcept {

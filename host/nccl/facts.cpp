@@ -90,7 +90,6 @@ agreed_facts agree_on_facts(const std::shared_ptr<runtime_state>& runtime,
     facts.num_ranks = comm->size();
     facts.have_gpu = true;
     facts.real_ranks = true;
-    facts.nccl_version = comm->api().version;
     const jit::digest mine = own_host();
     std::vector<jit::digest> names(num_ranks);
     comm->all_gather_host(&mine, names.data(), sizeof mine);

@@ -34,7 +34,8 @@ struct fake_state {
     std::atomic<int> plan_hangs{0}, reject_loads{0}, fail_query{0}, events_pending{0};
     std::atomic<int> dropped_rows{0}, rows{0}, timed_out{0};
     epjit::stream_t capturing = nullptr;
-    bool spoilt = false;  ///< the capture, by a call that cannot be captured
+    epjit::stream_t recorded_on = nullptr;  ///< the last event
+    bool spoilt = false;                    ///< the capture, by a call that cannot be captured
     std::vector<fake_launch> recorded;
     std::atomic<long> graphs{0};  ///< alive, instantiated or not
     std::atomic<int> replay_hangs_after{-1};
@@ -382,8 +383,13 @@ cu_result cuStreamQuery(epjit::stream_t stream) {
     }
     return state().fail_query != 0 ? state().fail_query.load() : cu_not_ready;
 }
-cu_result cuStreamWaitEvent(epjit::stream_t, cu_event, unsigned) {
+cu_result cuStreamWaitEvent(epjit::stream_t stream, cu_event, unsigned) {
     ++state().waits;
+    const std::lock_guard lock(state().mutex);
+    if (state().capturing != nullptr && (stream == state().capturing) != (state().recorded_on == state().capturing)) {
+        state().spoilt = true;
+        return cu_capture_isolation;
+    }
     return cu_success;
 }
 cu_result cuStreamWriteValue32_v2(epjit::stream_t stream, cu_pointer word, unsigned value, unsigned) {
@@ -402,8 +408,10 @@ cu_result cuEventCreate(cu_event* e, unsigned) {
 cu_result cuEventDestroy_v2(cu_event) {
     return cu_success;
 }
-cu_result cuEventRecord(cu_event, epjit::stream_t) {
+cu_result cuEventRecord(cu_event, epjit::stream_t stream) {
     ++state().events_recorded;
+    const std::lock_guard lock(state().mutex);
+    state().recorded_on = stream;
     return cu_success;
 }
 cu_result cuEventRecordWithFlags(cu_event, epjit::stream_t, unsigned) {

@@ -278,6 +278,28 @@ TEST_F(loopback_fake, a_lane_orders_its_streams) {
     EXPECT_EQ(fake_cuda::stream_waits(), before + 1);
 }
 
+// As frameworks do it: eager calls on one stream, the capture on another.
+TEST_F(loopback_fake, a_capture_on_another_stream_than_the_lanes_last_waits_for_nothing_outside) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    const gpu_stream a(comm.state().context), b(comm.state().context);
+    plan p = ex.make_plan({&args, 1}, fixed, a.get());
+    ex.dispatch(p, {&d, 1}, {}, a.get());
+    const long before = fake_cuda::stream_waits();
+    gpu_graph graph;
+    {
+        stream_capture capture(comm.state().context, b.get());
+        p = ex.make_plan({&args, 1}, fixed, b.get(), std::move(p));
+        ex.dispatch(p, {&d, 1}, {}, b.get());
+        ex.combine(p, {&c, 1}, {}, b.get());
+        graph = capture.end();
+    }
+    EXPECT_EQ(fake_cuda::stream_waits(), before);
+    graph.launch(b.get());
+    ex.dispatch(p, {&d, 1}, {}, a.get());
+    EXPECT_EQ(fake_cuda::stream_waits(), before + 1) << "the capture has ended: streams are ordered again";
+}
+
 TEST_F(loopback_fake, a_rejected_entry_is_compiled_once_more_and_then_reported) {
     {
         communicator comm = communicator::loopback(rt, 1);

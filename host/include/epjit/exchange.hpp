@@ -3,7 +3,8 @@
 //
 // Collective calls (plan, dispatch, combine and their halves) are issued by every rank in the same order and take one
 // argument struct per driven rank, in rank order. Everything asynchronous takes the stream last and orders itself on
-// it. Memory is the caller's; sizes come from the queries.
+// it. Memory is the caller's; sizes come from the queries. Calls of one lane are ordered across streams, but not across
+// the border of a graph's capture: the caller orders replays after what came before, and what comes after behind them.
 #pragma once
 
 #include "epjit/communicator.hpp"
