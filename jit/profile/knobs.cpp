@@ -8,14 +8,15 @@
 namespace epjit::jit {
 namespace {
 
+// Threads end where registers would spill: the kernels promise 6 or 7 blocks of them to an SM.
 constexpr knob_info infos[] = {
-    {"scatter_threads", &knobs::scatter_threads, 32, 320, 32, true},
+    {"scatter_threads", &knobs::scatter_threads, 32, 256, 32, true},
     {"scatter_stages", &knobs::scatter_stages, 2, 48, 1, true},
     {"scatter_movers", &knobs::scatter_movers, 1, 16, 1, true},
     {"gather_threads", &knobs::gather_threads, 32, 512, 32, true},
     {"dispatch_stages", &knobs::dispatch_stages, 2, 48, 1, true},
     {"dispatch_movers", &knobs::dispatch_movers, 1, 16, 1, true},
-    {"combine_threads", &knobs::combine_threads, 32, 288, 32, true},
+    {"combine_threads", &knobs::combine_threads, 32, 128, 32, true},
     {"dispatch_launches", &knobs::dispatch_launches, 1, 2, 1, false},
     {"dispatch_senders", &knobs::dispatch_senders, 1, 1024, 1, false},
     {"dispatch_chunk", &knobs::dispatch_chunk, 1, 64, 1, false},

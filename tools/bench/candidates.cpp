@@ -62,7 +62,7 @@ std::vector<jit::knobs> exchange_candidates(tuned_job job, std::int32_t stages, 
     if (job == tuned_job::combine) {
         list.cross(&jit::knobs::combine_senders_percent, {0, 25, 35, 45, 60, 75}, &jit::knobs::combine_chunk,
                    {0, 2, 4});
-        list.each(&jit::knobs::combine_threads, {64, 96, 128, 160, 192, 224}, threads);
+        list.each(&jit::knobs::combine_threads, {32, 64, 96, 128}, threads);
         list.each(&jit::knobs::combine_launches, {2});
         return list.take();
     }
