@@ -33,6 +33,8 @@ bool fill(driver_api& api, void* library, std::string& missing) {
     }
     EPJIT_DRIVER_FUNCTIONS(EPJIT_DRIVER_LOOKUP)
 #undef EPJIT_DRIVER_LOOKUP
+    api.launch_with = reinterpret_cast<cu_result (*)(const cu_launch_config*, cu_function, void**, void**)>(
+        dlsym(library, "cuLaunchKernelEx"));
     return true;
 }
 

@@ -91,6 +91,26 @@ struct cu_copy_2d {
 static_assert(sizeof(cu_copy_2d) == 128 && offsetof(cu_copy_2d, to_x) == 56 &&
               offsetof(cu_copy_2d, width_bytes) == 112);
 
+/// CUlaunchAttribute; of the values only what is used.
+struct cu_launch_attribute {
+    int id = 0;
+    int padding = 0;
+    int value[16] = {};
+};
+static_assert(sizeof(cu_launch_attribute) == 72);
+inline constexpr int launch_before_the_end = 6;  ///< CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+/// CUlaunchConfig.
+struct cu_launch_config {
+    unsigned grid[3] = {1, 1, 1};
+    unsigned block[3] = {1, 1, 1};
+    unsigned shared_bytes = 0;
+    stream_t stream = nullptr;
+    cu_launch_attribute* attributes = nullptr;
+    unsigned num_attributes = 0;
+};
+static_assert(sizeof(cu_launch_config) == 56 && offsetof(cu_launch_config, stream) == 32);
+
 inline constexpr unsigned host_alloc_portable = 1;
 inline constexpr unsigned host_alloc_mapped = 2;
 inline constexpr unsigned event_disable_timing = 2;
@@ -171,6 +191,8 @@ struct driver_api {
 #define EPJIT_DRIVER_MEMBER(member, symbol, ...) cu_result (*member)(__VA_ARGS__) = nullptr;
     EPJIT_DRIVER_FUNCTIONS(EPJIT_DRIVER_MEMBER)
 #undef EPJIT_DRIVER_MEMBER
+    /// "cuLaunchKernelEx", which drivers of CUDA 11.8 brought; null before.
+    cu_result (*launch_with)(const cu_launch_config*, cu_function, void**, void**) = nullptr;
 
     std::string path;  ///< what was opened
     int version = 0;   ///< 13000 for CUDA 13.0

@@ -38,6 +38,7 @@ struct resolved_config {
     placement_tables placement;
     std::vector<std::int32_t> rank_hosts;  ///< [R]
     jit::tuned_knobs knobs;                ///< equal on every rank
+    std::vector<std::uint8_t> host_order;  ///< [R] number of each rank's host, counted from 0 in the hosts' order
 };
 
 /// What a plan keeps besides its backend's own part.

@@ -85,6 +85,13 @@ host::resolved_config resolve_config(const host::communicator_state& comm, const
     } else {
         resolved.rank_hosts.assign(comm.num_ranks, 0);
     }
+    std::vector<std::int32_t> hosts = resolved.rank_hosts;
+    std::sort(hosts.begin(), hosts.end());
+    hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
+    for (const std::int32_t host : resolved.rank_hosts) {
+        resolved.host_order.push_back(
+            static_cast<std::uint8_t>(std::lower_bound(hosts.begin(), hosts.end(), host) - hosts.begin()));
+    }
     host::validate_resolved(resolved);
     return resolved;
 }

@@ -61,18 +61,55 @@ templates::scatter_config scatter_config_of(const jit::variant_spec& spec) noexc
             .movers = spec.movers};
 }
 
+templates::gather_config gather_config_of(const jit::variant_spec& spec) noexcept {
+    templates::gather_config c{};
+    c.hidden = spec.hidden;
+    c.num_ranks = spec.num_ranks;
+    c.topk = spec.topk;
+    c.type = static_cast<templates::element>(spec.input);
+    c.threads = spec.threads;
+    return c;
+}
+
+namespace {
+
+cu_result launch_overlapping(const driver_api& api, const launchable& what, unsigned grid, stream_t stream,
+                             void** params) {
+    cu_launch_attribute attribute;
+    attribute.id = launch_before_the_end;
+    attribute.value[0] = 1;
+    cu_launch_config config;
+    config.grid[0] = grid;
+    config.block[0] = static_cast<unsigned>(what.threads);
+    config.shared_bytes = static_cast<unsigned>(what.shared_bytes);
+    config.stream = stream;
+    config.attributes = &attribute;
+    config.num_attributes = 1;
+    return api.launch_with(&config, what.kernel.function, params, nullptr);
+}
+
+}  // namespace
+
 void launch(communicator_state& comm, const launchable& what, std::int64_t blocks, const void* args, stream_t stream,
-            bool cooperative) {
+            launch_mode mode) {
     const driver_api& api = comm.context->api();
     const unsigned grid = static_cast<unsigned>(std::clamp<std::int64_t>(blocks, 1, what.max_blocks));
     const unsigned threads = static_cast<unsigned>(what.threads);
     const unsigned shared = static_cast<unsigned>(what.shared_bytes);
     void* params[] = {const_cast<void*>(args)};
-    const cu_result result =
-        cooperative ? api.launch_cooperative(what.kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, params)
-                    : api.launch(what.kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, params, nullptr);
+    cu_result result = cu_success;
+    const char* call = "cuLaunchKernel";
+    if (mode == launch_mode::overlapping && api.launch_with != nullptr && comm.context->compute_major() >= 9) {
+        call = "cuLaunchKernelEx";
+        result = launch_overlapping(api, what, grid, stream, params);
+    } else if (mode == launch_mode::cooperative) {
+        call = "cuLaunchCooperativeKernel";
+        result = api.launch_cooperative(what.kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, params);
+    } else {
+        result = api.launch(what.kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, params, nullptr);
+    }
     if (result != cu_success) {
-        api.fail(result, cooperative ? "cuLaunchCooperativeKernel" : "cuLaunchKernel",
+        api.fail(result, call,
                  fmt::format("of {} with {} blocks of {} threads and {} bytes of shared memory", what.kernel.info->name,
                              grid, threads, shared));
     }

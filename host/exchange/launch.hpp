@@ -12,6 +12,7 @@ namespace epjit::host {
 
 templates::plan_config plan_config_of(const jit::variant_spec& spec) noexcept;
 templates::scatter_config scatter_config_of(const jit::variant_spec& spec) noexcept;
+templates::gather_config gather_config_of(const jit::variant_spec& spec) noexcept;
 
 /// A kernel with its launch shape.
 struct launchable {
@@ -38,9 +39,19 @@ struct scatter_program {
 scatter_program prepare_scatter(const device_context& context, const loaded_variant& variant,
                                 const jit::variant_spec& spec, std::int32_t sm_budget);
 
+/// How a kernel follows what is before it on the stream.
+enum class launch_mode : std::uint8_t {
+    after,        ///< starts when that has ended
+    cooperative,  ///< so does it, all its blocks at once
+    overlapping,  ///< may start before; the kernel waits by itself (wait_for_kernel_before)
+};
+constexpr launch_mode cooperative_if(bool together) noexcept {
+    return together ? launch_mode::cooperative : launch_mode::after;
+}
+
 /// Launches `what` with the one argument struct `args` and counts it; the context is current.
 void launch(communicator_state& comm, const launchable& what, std::int64_t blocks, const void* args, stream_t stream,
-            bool cooperative = false);
+            launch_mode mode = launch_mode::after);
 
 /// Launches the form that the arguments allow, for `tokens` tokens and `rows_to_fill` rows that no token fills.
 void launch_scatter(communicator_state& comm, const scatter_program& program,

@@ -8,6 +8,7 @@
 #include "templates/exchange/channel_layout.cuh"
 #include "templates/exchange/dispatch_layout.cuh"
 #include "templates/exchange/helpers_layout.cuh"
+#include "templates/low_latency/packet_layout.cuh"
 #include "templates/plan/gathered_plan_layout.cuh"
 #include "templates/plan/plan_layout.cuh"
 #include "templates/rows/rows_layout.cuh"

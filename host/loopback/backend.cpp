@@ -129,7 +129,8 @@ std::unique_ptr<plan_state> loopback_backend::make_plan(std::span<const plan_arg
     const auto limit = std::chrono::duration_cast<std::chrono::nanoseconds>(wait_limit()).count();
     fill_plan_args(args, config_, tables_, plan->memory, ranks, options,
                    {plan->sequence, static_cast<std::uint64_t>(limit)});
-    launch(comm_, k.plan, templates::plan_blocks(args.num_tokens, k.plan.max_blocks), &args, stream, true);
+    launch(comm_, k.plan, templates::plan_blocks(args.num_tokens, k.plan.max_blocks), &args, stream,
+           launch_mode::cooperative);
     if (plan->exact) {
         wait_for_counts(*plan, stream);
     }

@@ -16,6 +16,8 @@ struct window_parts {
     std::int64_t lanes_at_ = 0, lane_bytes_ = 0, lines_at_ = 0, routing_at_ = 0, total_ = 0;
     std::array<std::int64_t, num_travel_areas> areas_at_{};
     std::array<std::int64_t, 2> flags_at_{};
+    std::array<std::int64_t, num_travel_areas> packets_at_{};
+    std::array<std::int64_t, 2> weights_at_{};
 };
 
 class lsa_transport final : public transport, private window_parts {
@@ -72,6 +74,14 @@ class lsa_transport final : public transport, private window_parts {
         const std::int64_t at = counts_offset(lane) + flags_at_[area == travel_area::rows ? 0 : 1];
         return {reinterpret_cast<templates::u32*>(local() + at), at, shape_.max_lines, 0};
     }
+    [[nodiscard]] templates::weight_area line_weights(std::int32_t lane, bool few) const noexcept override {
+        const std::int64_t at = counts_offset(lane) + weights_at_[few ? 1 : 0];
+        return {reinterpret_cast<templates::u64*>(local() + at), at, few ? shape_.packet_lines : shape_.max_lines, 0};
+    }
+    [[nodiscard]] templates::packet_area packets(travel_area area, std::int32_t lane) const noexcept override {
+        const std::int64_t at = counts_offset(lane) + packets_at_[static_cast<std::size_t>(area)];
+        return {reinterpret_cast<templates::u8*>(local() + at), at, shape_.packet_lines, 0};
+    }
     void post(std::int32_t lane, lane_op op, std::span<const travel_area>, const line_traffic&, bool,
               stream_t stream) override {
         steps_->signal(lane, op, stream);
@@ -112,6 +122,11 @@ window_parts::window_parts(std::int32_t ranks, const travel_shape& shape) {
     }
     for (std::int64_t& at : flags_at_) {
         at = part(std::int64_t{ranks} * shape.max_lines * 4);
+    }
+    weights_at_ = {part(std::int64_t{ranks} * shape.max_lines * shape.topk * 8),
+                   part(2 * std::int64_t{ranks} * shape.packet_lines * shape.topk * 8)};
+    for (std::size_t a = 0; a < num_travel_areas; ++a) {
+        packets_at_[a] = part(2 * std::int64_t{ranks} * shape.packet_lines * shape.packet_bytes[a]);
     }
     lane_bytes_ = next;
     total_ = lanes_at_ + shape.num_lanes * lane_bytes_;

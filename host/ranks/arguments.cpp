@@ -290,6 +290,8 @@ void fill_combine_args(templates::combine_head& head, templates::gather_rank* ta
     head.order = static_cast<templates::sum_order>(order);
     head.weight_columns = c.topk;
     head.own_weight_columns = weight_columns(c);
+    head.line_weights = s.way.line_weights(lane_of(plan), false);
+    head.weighted = plan.options.layout != layout::flat ? 1 : 0;
     std::uint64_t bits = bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) |
                          bits_of(stride_bytes(ranks.rows)) | bits_of(ranks.output.data) |
                          bits_of(stride_bytes(ranks.output));
@@ -308,12 +310,46 @@ void fill_combine_args(templates::combine_head& head, templates::gather_rank* ta
         rank.row_stride = line_stride(s, travel_area::partials);
         rank.output = s.way.out(travel_area::partials, lane_of(plan), r);
         rank.output_stride = line_stride(s, travel_area::partials);
-        if (plan.options.layout != layout::flat) {
-            rank.weights = reinterpret_cast<const float*>(s.way.in(travel_area::combine_weights, lane_of(plan), r));
-        }
         bits |= bits_of(rank.rows) | bits_of(rank.output) | bits_of(rank.row_stride);
     }
     head.vector_bytes = widest_access(bits);
+}
+
+void fill_ll_dispatch_args(templates::ll_dispatch_args& args, const rank_setting& s, const rank_plan& plan,
+                           const dispatch_args& ranks, const dispatch_options& options) {
+    scatter_kernel_args all;
+    fill_expand_args(all, s, plan, ranks, options, s.config.config.dispatch_type, true);
+    static_cast<templates::scatter_head&>(args) = all;
+    args.num_tokens = plan.num_tokens;
+    args.own = all.ranks[s.config.first_driven];
+    args.own.weights = ranks.weights;
+    args.own_weight_columns = weight_columns(s.config.config);
+    args.send_bytes = widest_access(bits_of(s.config.config.hidden * size_of(ranks.input.type)) |
+                                    bits_of(ranks.input.data) | bits_of(stride_bytes(ranks.input)));
+    args.rows = s.way.packets(travel_area::rows, lane_of(plan));
+}
+
+void fill_ll_combine_args(templates::ll_combine_args& args, const rank_setting& s, const rank_plan& plan,
+                          const combine_args& ranks, reduction order) {
+    const exchange_config& c = s.config.config;
+    gather_kernel_args all;
+    start(all, s, plan, arrived_lines(s, plan));
+    static_cast<templates::gather_head&>(args) = all;
+    args.num_tokens = plan.num_tokens;
+    args.order = static_cast<templates::sum_order>(order);
+    args.own_weight_columns = weight_columns(c);
+    args.vector_bytes = widest_access(bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) |
+                                      bits_of(stride_bytes(ranks.rows)) | bits_of(ranks.output.data) |
+                                      bits_of(stride_bytes(ranks.output)));
+    args.own.rows = ranks.rows.data;
+    args.own.row_stride = stride_bytes(ranks.rows);
+    args.own.weights = ranks.weights;
+    args.own.output = ranks.output.data;
+    args.own.output_stride = stride_bytes(ranks.output);
+    args.sums = s.way.packets(travel_area::partials, lane_of(plan));
+    args.line_weights = s.way.line_weights(lane_of(plan), true);
+    args.weighted = plan.options.layout != layout::flat ? 1 : 0;
+    std::copy(s.config.host_order.begin(), s.config.host_order.end(), args.hosts);
 }
 
 }  // namespace epjit::host

@@ -41,6 +41,11 @@ void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank*
                         const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options);
 void fill_combine_args(templates::combine_head& head, templates::gather_rank* table, const rank_setting& s,
                        const rank_plan& plan, const combine_args& ranks, reduction order);
+/// The same of few tokens, as packets.
+void fill_ll_dispatch_args(templates::ll_dispatch_args& args, const rank_setting& s, const rank_plan& plan,
+                           const dispatch_args& ranks, const dispatch_options& options);
+void fill_ll_combine_args(templates::ll_combine_args& args, const rank_setting& s, const rank_plan& plan,
+                          const combine_args& ranks, reduction order);
 /// What came back, summed into the tokens.
 void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const combine_args& ranks,
                       reduction order);

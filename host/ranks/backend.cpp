@@ -127,14 +127,14 @@ void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks,
             : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
     if (flagged) {
         args.phases = templates::gathered_phase_send | templates::gathered_phase_plan;
-        launch(comm_, kernel, blocks, &args, stream, blocks > 1);
+        launch(comm_, kernel, blocks, &args, stream, blocks > 1 ? launch_mode::cooperative : launch_mode::overlapping);
         return;
     }
     args.phases = templates::gathered_phase_send;
     launch(comm_, kernel, blocks, &args, stream);
     way_->exchange_routing(plan.options, bound(plan), bytes, stream);
     args.phases = templates::gathered_phase_plan;
-    launch(comm_, kernel, blocks, &args, stream, blocks > 1);
+    launch(comm_, kernel, blocks, &args, stream, cooperative_if(blocks > 1));
 }
 
 void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream) {
@@ -158,11 +158,11 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
     const std::int64_t blocks = templates::exchange_plan_blocks(plan.num_tokens, kernel.max_blocks);
     if (way_->peers_written()) {
         args.phases = templates::plan_phase_count | templates::plan_phase_place | templates::plan_phase_finish;
-        launch(comm_, kernel, blocks, &args, stream, blocks > 1);
+        launch(comm_, kernel, blocks, &args, stream, cooperative_if(blocks > 1));
         return;
     }
     args.phases = templates::plan_phase_count;
-    launch(comm_, kernel, blocks, &args, stream, blocks > 1);
+    launch(comm_, kernel, blocks, &args, stream, cooperative_if(blocks > 1));
     way_->exchange_counts(plan.options, bound(plan), stream);
     args.phases = templates::plan_phase_place;
     launch(comm_, kernel, blocks, &args, stream);
@@ -250,9 +250,8 @@ void rank_backend::report(const rank_plan& plan) {
     report_status(*comm_.runtime, plan.options, plan.status(), warned_);
 }
 
-void rank_backend::send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
-                                lane_op op) {
-    if (plan.num_tokens == 0 && op == lane_op::none) {
+void rank_backend::send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream) {
+    if (plan.num_tokens == 0) {
         return;
     }
     templates::send_weights_args<templates::max_driven_ranks> args;
@@ -261,7 +260,6 @@ void rank_backend::send_weights(const rank_plan& plan, const float* weights, tra
     args.positions = plan.positions;
     args.weights = weights;
     args.link = way_->link(plan.options.lane);
-    args.op = op;
     args.num_tokens = plan.num_tokens;
     args.weight_columns = weight_columns(c);
     for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
@@ -276,11 +274,12 @@ void rank_backend::take_back(std::int32_t lane) noexcept {
     rows.sequence = 0;
 }
 
-void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own) noexcept {
+void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own, bool packets) noexcept {
     lane_rows& rows = rows_[static_cast<std::size_t>(plan.options.lane)];
     rows.sequence = plan.sequence;
     rows.type = type;
     rows.own = own;
+    rows.packets = packets;
 }
 
 void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
@@ -358,6 +357,10 @@ lent_view rank_backend::lend_rows(plan_state& p, int, int source) {
     if (left.sequence != plan.sequence) {
         throw config_error(fmt::format("lend_rows on lane {} without a dispatch of this plan as its last call", lane),
                            "call it after dispatch, before the lane's next dispatch, combine or weight_gradients");
+    }
+    if (left.packets) {
+        throw unsupported_error("rows of a call of few tokens arrive as packets, there is none to lend",
+                                "give the plan a token_bound above ll_max_tokens_per_rank");
     }
     if (source == config_.first_driven && !left.own) {
         throw unsupported_error(fmt::format("exchange '{}' keeps no rows of the rank's own", name(config_.config.kind)),

@@ -25,6 +25,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
     request.combine = c.combine_type;
     request.backward = c.backward;
     request.programs = config.knobs.programs();
+    request.low_latency = c.ll_max_tokens_per_rank > 0;
     const std::vector<jit::variant_spec> specs = jit::run_variants(request);
     variants_ = comm.runtime->load(comm.context, specs);
     const std::int32_t budget = c.num_sms;
@@ -71,8 +72,18 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 dispatch_movers = templates::scatter_movers(shape);
                 break;
             }
-            case jit::kernel_kind::exchange_combine:
-                combine = prepare_kernel(context, variants_[i]->get("combine_kernel"), s.threads, 0, budget);
+            case jit::kernel_kind::exchange_combine: {
+                const templates::gather_config shape = gather_config_of(s);
+                combine =
+                    prepare_kernel(context, variants_[i]->get("combine_kernel"), templates::combine_threads(shape),
+                                   s.arch.number >= 90 ? templates::combine_shared_bytes(shape) : 0, budget);
+                break;
+            }
+            case jit::kernel_kind::low_latency_dispatch:
+                ll_dispatch = prepare_kernel(context, variants_[i]->get("ll_dispatch_kernel"), s.threads, 0, budget);
+                break;
+            case jit::kernel_kind::low_latency_combine:
+                ll_combine = prepare_kernel(context, variants_[i]->get("ll_combine_kernel"), s.threads, 0, budget);
                 break;
             case jit::kernel_kind::plan:
             case jit::kernel_kind::permute_dispatch: break;

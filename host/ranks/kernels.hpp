@@ -25,6 +25,8 @@ class rank_kernels {
     launchable weight_gradient;  ///< empty without config.backward
     launchable dispatch;         ///< through windows in one launch; empty where rows need more than a copy
     launchable combine;          ///< through windows in one launch
+    launchable ll_dispatch;      ///< of few tokens; empty without config.ll_max_tokens_per_rank
+    launchable ll_combine;
     std::int32_t dispatch_movers = 1;
     scatter_program convert;    ///< input type to dispatch type
     scatter_program pass;       ///< rows that stay as they are: dispatch type

@@ -5,6 +5,12 @@
 #include <algorithm>
 
 namespace epjit::host {
+namespace {
+
+/// Blocks of a combine that send the weights before their sums.
+constexpr std::int32_t most_weight_senders = 64;
+
+}  // namespace
 
 template <std::int32_t NumRanks>
 void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
@@ -28,16 +34,17 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
     const std::int64_t fill = args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
     const std::int64_t others =
         std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
-    launch(comm_, kernel, args.senders + others, &args, stream);
+    launch(comm_, kernel, args.senders + others, &args, stream, launch_mode::overlapping);
 }
 
 void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                             stream_t stream) {
     // What decides is equal on every rank: the config, the options, never this rank's tensors.
     const rank_plan& plan = static_cast<const rank_plan&>(p);
-    if (!way_->peers_written() || !kernels().dispatch || options.weigh_input ||
-        config_.config.input_type != config_.config.dispatch_type || kernels().dispatch.max_blocks < 2 ||
-        knobs(plan).dispatch_launches == 2) {
+    const bool as_they_are = !options.weigh_input && config_.config.input_type == config_.config.dispatch_type;
+    const bool few = few_tokens(plan);
+    if (!way_->peers_written() || !as_they_are ||
+        (!few && (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
         backend::dispatch(p, ranks, options, stream);
         return;
     }
@@ -46,6 +53,11 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
     take_back(options.lane);
+    if (few) {
+        launch_ll_dispatch(plan, ranks[0], options, stream);
+        leave_rows(plan, config_.config.dispatch_type, false, true);
+        return;
+    }
     switch (templates::arguments_for_ranks(config_.num_ranks)) {
         case 8: launch_dispatch<8>(plan, ranks[0], options, stream); break;
         case 32: launch_dispatch<32>(plan, ranks[0], options, stream); break;
@@ -62,24 +74,23 @@ void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ran
     fill_combine_args(args, args.ranks, setting(plan), plan, ranks, options.reduction);
     args.link = way_->link(options.lane);
     args.flags = way_->flags(travel_area::partials, options.lane);
-    args.wait_weights = weights_travel(plan) ? 1 : 0;
     const std::int32_t tokens = bound(plan);
-    const jit::knobs& tuned = knobs(plan);
-    args.chunk = tuned.combine_chunk;
-    const std::int64_t chunks = std::int64_t{config_.num_ranks - 1} * ((tokens + args.chunk - 1) / args.chunk);
+    const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * tokens;
     const std::int64_t most_senders =
-        std::clamp(kernel.max_blocks * tuned.combine_senders_percent / 100, 1, kernel.max_blocks - 1);
-    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(chunks, 1, most_senders));
+        std::clamp(kernel.max_blocks * knobs(plan).combine_senders_percent / 100, 1, kernel.max_blocks - 1);
+    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
+    args.weight_senders = args.weighted != 0 ? std::min(args.senders, most_weight_senders) : 0;
     const std::int64_t own =
         std::clamp<std::int64_t>(plan.num_tokens, 1, std::max(1, kernel.max_blocks - args.senders));
-    launch(comm_, kernel, args.senders + own, &args, stream);
+    launch(comm_, kernel, args.senders + own, &args, stream, launch_mode::overlapping);
 }
 
 void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                            stream_t stream) {
     const rank_plan& plan = static_cast<const rank_plan&>(p);
-    if (!way_->peers_written() || !kernels().combine || options.reduction == reduction::per_row ||
-        kernels().combine.max_blocks < 2 || knobs(plan).combine_launches == 2) {
+    const bool few = few_tokens(plan);
+    if (!way_->peers_written() || options.reduction == reduction::per_row ||
+        (!few && (!kernels().combine || kernels().combine.max_blocks < 2 || knobs(plan).combine_launches == 2))) {
         backend::combine(p, ranks, options, stream);
         return;
     }
@@ -88,8 +99,10 @@ void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, c
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
     take_back(options.lane);
-    if (weights_travel(plan)) {
-        send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream, templates::lane_op::combine_weights);
+    if (few) {
+        launch_ll_combine(plan, ranks[0], options, stream);
+        report(plan);
+        return;
     }
     switch (templates::arguments_for_ranks(config_.num_ranks)) {
         case 8: launch_combine<8>(plan, ranks[0], options, stream); break;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "epjit/lent_view.hpp"
+#include "host/dispatcher/dispatcher.hpp"
 #include "host/exchange/launch.hpp"
 #include "host/ranks/arguments.hpp"
 #include "host/ranks/backend.hpp"
@@ -93,8 +94,7 @@ class rank_backend : public backend {
     [[nodiscard]] bool scales_cross(const dispatch_options& options) const noexcept {
         return config_.config.scales != scale_type::none && !crosses_raw(options);
     }
-    void send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream,
-                      templates::lane_op op = templates::lane_op::none);
+    void send_weights(const rank_plan& plan, const float* weights, travel_area area, stream_t stream);
 
     communicator_state& comm_;
     const resolved_config& config_;
@@ -126,9 +126,20 @@ class rank_backend : public backend {
     template <std::int32_t NumRanks>
     void launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                         stream_t stream);
+    /// Calls bounded by ll_max_tokens_per_rank; equal on every rank, like all that decides. Each part of their grids
+    /// needs a block.
+    [[nodiscard]] bool few_tokens(const rank_plan& plan) {
+        return way_->peers_written() && kernels().ll_dispatch.max_blocks >= 3 && kernels().ll_combine.max_blocks >= 3 &&
+               choose_path(config_.config.ll_max_tokens_per_rank, config_.config.max_tokens_per_rank,
+                           plan.options.token_bound) == exchange_path::low_latency;
+    }
+    void launch_ll_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                            stream_t stream);
+    void launch_ll_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
+                           stream_t stream);
     // What a lane's last dispatch left may be lent until the memory is used again.
     void take_back(std::int32_t lane) noexcept;
-    void leave_rows(const rank_plan& plan, dtype type, bool own) noexcept;
+    void leave_rows(const rank_plan& plan, dtype type, bool own, bool packets = false) noexcept;
     [[nodiscard]] std::chrono::milliseconds wait_limit() const noexcept {
         const settings& o = comm_.runtime->options;
         return first_step_done_ ? o.wait_timeout : o.first_wait_timeout;
@@ -139,7 +150,8 @@ class rank_backend : public backend {
         lease_counter lease;
         std::uint32_t sequence = 0;  ///< of its plan; 0: another call has used the memory since
         dtype type = dtype::bf16;
-        bool own = false;  ///< this rank's rows too
+        bool own = false;      ///< this rank's rows too
+        bool packets = false;  ///< they came as packets: no rows to lend
     };
 
     std::optional<rank_kernels> kernels_;

@@ -28,6 +28,17 @@ travel_shape shape_travel(const resolved_config& config) {
         bytes(travel_area::rows) = std::max(bytes(travel_area::rows), bytes(travel_area::partials));
         bytes(travel_area::scalars) = c.topk * 4;
     }
+    if (c.kind == exchange_kind::lsa) {
+        const auto packets = [&shape](travel_area area) -> std::int64_t& {
+            return shape.packet_bytes[static_cast<std::size_t>(area)];
+        };
+        const auto type = [](dtype t) { return static_cast<templates::element>(t); };
+        packets(travel_area::rows) = templates::row_record(c.hidden, type(c.dispatch_type),
+                                                           static_cast<templates::group_scale>(c.scales), c.topk)
+                                         .bytes();
+        packets(travel_area::partials) = templates::sum_record(c.hidden, type(c.combine_type)).bytes();
+        shape.packet_lines = c.ll_max_tokens_per_rank;
+    }
     shape.topk = c.topk;
     shape.max_lines = std::max(1, c.max_tokens_per_rank);
     shape.num_lanes = c.lanes;

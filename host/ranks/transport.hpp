@@ -27,6 +27,9 @@ struct travel_shape {
     std::int32_t num_lanes = 1;
     std::int32_t counts_words = 0;  ///< of one rank's message of counts
     std::int64_t plan_line_bytes = 0;
+    std::int32_t packet_lines = 0;  ///< of one source as packets: ll_max_tokens_per_rank
+    /// Bytes of one line as packets; 0 of an area that has none.
+    std::array<std::int64_t, num_travel_areas> packet_bytes{};
     std::int64_t routing_bytes = 0;  ///< one rank's routing as every rank gets it, for max_tokens_per_rank tokens
 
     /// Bytes of one rank's region; at least K rows of partials, so that one token's rows fit.
@@ -88,6 +91,11 @@ class transport {
 
     /// Flags of the chunks of an area, where peers are written.
     [[nodiscard]] virtual templates::chunk_flags flags(travel_area, std::int32_t) const noexcept { return {}; }
+
+    /// Weights of lines that travel in a combine's own launch, where peers are written; `few`: in one of few tokens.
+    [[nodiscard]] virtual templates::weight_area line_weights(std::int32_t, bool /*few*/) const noexcept { return {}; }
+    /// The area's lines as packets, where peers are written and calls of few tokens are expected.
+    [[nodiscard]] virtual templates::packet_area packets(travel_area, std::int32_t) const noexcept { return {}; }
 
     /// After creation: what the first call would connect or load is connected and loaded. Collective.
     virtual void warm() {}

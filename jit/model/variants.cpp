@@ -3,6 +3,7 @@
 
 #include "epjit/error.hpp"
 #include "templates/base/types.cuh"
+#include "templates/low_latency/packet_layout.cuh"
 #include "templates/rows/rows_layout.cuh"
 
 #include <fmt/format.h>
@@ -139,6 +140,7 @@ void list_ranks(const variant_request& request, target_arch arch, std::int32_t n
     for (const row_types& t : scatter_types(m, request.set)) {
         if (num_ranks > 1 && t.input == t.output) {
             append_dispatch(list, exchange_dispatch_spec(arch, num_ranks, m.hidden, m.topk, t.input, t.scales));
+            append_unique(list, low_latency_dispatch_spec(arch, m.hidden, m.topk, t.input, t.scales));
         }
         append_unique(list, scatter_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, t.input, t.output,
                                          t.scales));
@@ -147,6 +149,7 @@ void list_ranks(const variant_request& request, target_arch arch, std::int32_t n
         append_unique(list, gather_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, type));
         if (num_ranks > 1) {
             append_unique(list, exchange_combine_spec(arch, num_ranks, m.hidden, m.topk, type));
+            append_unique(list, low_latency_combine_spec(arch, m.hidden, m.topk, type));
         }
         if (request.set == variant_set::all) {
             append_unique(list, weight_gradient_spec(arch, num_ranks, m.hidden, m.topk, type));
@@ -272,6 +275,41 @@ variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std
                                    dtype type) {
     variant_spec s = row_sum_spec(arch, num_ranks, hidden, topk, type);
     s.kind = kernel_kind::exchange_combine;
+    // A row of many vectors by more threads: fewer rows are under way at once, and what waits for one waits less.
+    constexpr std::int64_t long_row = 8192;
+    const std::int64_t row_bytes = hidden * size_of(type);
+    s.threads = row_bytes >= long_row ? row_threads(row_bytes, 224) : s.threads;
+    return s;
+}
+
+namespace {
+
+/// Threads of a block that takes a row unit by unit: the fewest that need no more rounds than `most` would.
+std::int32_t unit_threads(std::int32_t units, std::int32_t most) {
+    const std::int32_t rounds = templates::ceil_div(units, most);
+    return templates::ceil_div(templates::ceil_div(units, rounds), 32) * 32;
+}
+
+}  // namespace
+
+variant_spec low_latency_dispatch_spec(target_arch arch, std::int32_t hidden, std::int32_t topk, dtype type,
+                                       scale_type scales) {
+    variant_spec s = scatter_spec(arch, exchange_kind::lsa, 1, hidden, topk, type, type, scales);
+    s.kind = kernel_kind::low_latency_dispatch;
+    s.num_ranks = 0;
+    s.stages = 0;
+    // A warp more for what travels beside the row.
+    const templates::packet_record record = templates::row_record(hidden, static_cast<templates::element>(type),
+                                                                  static_cast<templates::group_scale>(scales), topk);
+    s.threads = unit_threads(record.units(), 512) + 32;
+    return s;
+}
+
+variant_spec low_latency_combine_spec(target_arch arch, std::int32_t hidden, std::int32_t topk, dtype type) {
+    variant_spec s = row_sum_spec(arch, 1, hidden, topk, type);
+    s.kind = kernel_kind::low_latency_combine;
+    s.num_ranks = 0;
+    s.threads = unit_threads(templates::sum_record(hidden, static_cast<templates::element>(type)).units(), 640);
     return s;
 }
 
@@ -361,6 +399,10 @@ std::vector<variant_spec> run_variants(const run_request& r) {
     if (r.exchange == exchange_kind::lsa) {
         append_dispatch(list, exchange_dispatch_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.wire, r.scales));
         list.push_back(exchange_combine_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.combine));
+        if (r.low_latency) {
+            list.push_back(low_latency_dispatch_spec(r.arch, r.hidden, r.topk, r.wire, r.scales));
+            list.push_back(low_latency_combine_spec(r.arch, r.hidden, r.topk, r.combine));
+        }
     }
     list.push_back(gather_spec(r.arch, r.exchange, r.num_ranks, r.hidden, r.topk, r.combine));
     if (r.backward) {

@@ -16,8 +16,7 @@ constexpr std::string_view text = R"({
         "dispatch_launches": 1,
         "dispatch_senders": 32,
         "combine_launches": 1,
-        "combine_senders_percent": 50,
-        "combine_chunk": 1
+        "combine_senders_percent": 45
       }
     }
   ]

@@ -8,7 +8,7 @@
 namespace epjit::jit {
 namespace {
 
-// Threads end where registers would spill: the kernels promise 6 or 7 blocks of them to an SM.
+// Threads end where registers would spill: the kernels promise a number of blocks of them to an SM.
 constexpr knob_info infos[] = {
     {"scatter_threads", &knobs::scatter_threads, 32, 256, 32, true},
     {"scatter_stages", &knobs::scatter_stages, 2, 48, 1, true},
@@ -16,13 +16,12 @@ constexpr knob_info infos[] = {
     {"gather_threads", &knobs::gather_threads, 32, 512, 32, true},
     {"dispatch_stages", &knobs::dispatch_stages, 2, 48, 1, true},
     {"dispatch_movers", &knobs::dispatch_movers, 1, 16, 1, true},
-    {"combine_threads", &knobs::combine_threads, 32, 128, 32, true},
+    {"combine_threads", &knobs::combine_threads, 32, 448, 32, true},
     {"dispatch_launches", &knobs::dispatch_launches, 1, 2, 1, false},
     {"dispatch_senders", &knobs::dispatch_senders, 1, 1024, 1, false},
     {"dispatch_chunk", &knobs::dispatch_chunk, 1, 64, 1, false},
     {"combine_launches", &knobs::combine_launches, 1, 2, 1, false},
     {"combine_senders_percent", &knobs::combine_senders_percent, 5, 95, 1, false},
-    {"combine_chunk", &knobs::combine_chunk, 1, 64, 1, false},
 };
 
 /// Rows in flight and the warps that share them: each warp loads one row while it stores another.
@@ -60,8 +59,7 @@ knobs cost_model_launches() noexcept {
     k.dispatch_launches = 1;
     k.dispatch_senders = 32;  // few blocks fill the links, the rest drive the memory (docs/performance.md)
     k.combine_launches = 1;
-    k.combine_senders_percent = 50;
-    k.combine_chunk = 1;  // owners work in the order in which sums arrive: two lines a flag cost 5%, four 17%
+    k.combine_senders_percent = 45;  // those that finish tokens also read what arrives
     return k;
 }
 
@@ -91,7 +89,9 @@ variant_spec with_knobs(variant_spec spec, const knobs& values) noexcept {
         case kernel_kind::plan:
         case kernel_kind::weight_gradient:
         case kernel_kind::exchange_plan:
-        case kernel_kind::exchange_helpers: break;
+        case kernel_kind::exchange_helpers:
+        case kernel_kind::low_latency_dispatch:
+        case kernel_kind::low_latency_combine: break;
     }
     return spec;
 }

@@ -6,9 +6,16 @@
 namespace epjit::jit {
 namespace {
 
-constexpr std::string_view roots[] = {
-    "plan/plan.cuh",          "rows/scatter.cuh",      "rows/gather.cuh",       "rows/weight_gradient.cuh",
-    "plan/exchange_plan.cuh", "exchange/exchange.cuh", "exchange/dispatch.cuh", "exchange/combine.cuh"};
+constexpr std::string_view roots[] = {"plan/plan.cuh",
+                                      "rows/scatter.cuh",
+                                      "rows/gather.cuh",
+                                      "rows/weight_gradient.cuh",
+                                      "plan/exchange_plan.cuh",
+                                      "exchange/exchange.cuh",
+                                      "exchange/dispatch.cuh",
+                                      "exchange/combine.cuh",
+                                      "low_latency/dispatch.cuh",
+                                      "low_latency/combine.cuh"};
 
 constexpr program_kernel plan_kernel{"plan_kernel", "epjit::templates::plan_kernel<epjit::templates::config>"};
 constexpr program_kernel scatter_kernel{"scatter_kernel", "epjit::templates::scatter_kernel<epjit::templates::config>"};
@@ -28,6 +35,10 @@ constexpr program_kernel send_weights_kernel{"send_weights_kernel",
 constexpr program_kernel dispatch_kernel{"dispatch_kernel",
                                          "epjit::templates::dispatch_kernel<epjit::templates::config>"};
 constexpr program_kernel combine_kernel{"combine_kernel", "epjit::templates::combine_kernel<epjit::templates::config>"};
+constexpr program_kernel ll_dispatch_kernel{"ll_dispatch_kernel",
+                                            "epjit::templates::ll_dispatch_kernel<epjit::templates::config>"};
+constexpr program_kernel ll_combine_kernel{"ll_combine_kernel",
+                                           "epjit::templates::ll_combine_kernel<epjit::templates::config>"};
 constexpr program_kernel return_rows_kernel{"return_rows_kernel",
                                             "epjit::templates::return_rows_kernel<epjit::templates::config>"};
 
@@ -64,6 +75,7 @@ std::string config_text(const variant_spec& s) {
                                s.num_ranks, s.topk);
         case kernel_kind::permute_dispatch:
         case kernel_kind::exchange_dispatch:
+        case kernel_kind::low_latency_dispatch:
             return fmt::format(
                 "scatter_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
                 "    .input = {},\n    .output = {},\n    .scales = {},\n    .threads = {},\n    .stages = "
@@ -73,6 +85,7 @@ std::string config_text(const variant_spec& s) {
         case kernel_kind::unpermute_combine:
         case kernel_kind::weight_gradient:
         case kernel_kind::exchange_combine:
+        case kernel_kind::low_latency_combine:
             return fmt::format(
                 "gather_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
                 "    .type = {},\n    .threads = {},\n}};\n",
@@ -91,6 +104,8 @@ std::vector<program_kernel> kernels_of(const variant_spec& s) {
         case kernel_kind::exchange_plan: return {exchange_plan_kernel, gathered_plan_kernel};
         case kernel_kind::exchange_dispatch: return {dispatch_kernel};
         case kernel_kind::exchange_combine: return {combine_kernel};
+        case kernel_kind::low_latency_dispatch: return {ll_dispatch_kernel};
+        case kernel_kind::low_latency_combine: return {ll_combine_kernel};
         case kernel_kind::exchange_helpers: return {sync_kernel, send_weights_kernel, return_rows_kernel};
     }
     return {};
@@ -112,6 +127,8 @@ std::string_view template_root(kernel_kind kind) noexcept {
         case kernel_kind::exchange_helpers: return roots[5];
         case kernel_kind::exchange_dispatch: return roots[6];
         case kernel_kind::exchange_combine: return roots[7];
+        case kernel_kind::low_latency_dispatch: return roots[8];
+        case kernel_kind::low_latency_combine: return roots[9];
     }
     return roots[0];
 }

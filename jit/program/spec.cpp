@@ -20,6 +20,8 @@ std::string_view name(kernel_kind kind) noexcept {
         case kernel_kind::exchange_helpers: return "exchange_helpers";
         case kernel_kind::exchange_dispatch: return "exchange_dispatch";
         case kernel_kind::exchange_combine: return "exchange_combine";
+        case kernel_kind::low_latency_dispatch: return "low_latency_dispatch";
+        case kernel_kind::low_latency_combine: return "low_latency_combine";
     }
     return "?";
 }
@@ -63,7 +65,9 @@ std::string describe(const variant_spec& s) {
     } else if (s.kind != kernel_kind::exchange_helpers) {
         add("H", s.hidden);
     }
-    add(plans ? "R" : "R<", s.num_ranks);
+    if (s.num_ranks != 0) {
+        add(plans ? "R" : "R<", s.num_ranks);
+    }
     add("K", s.topk);
     if (plans) {
         text.append(s.sparse ? " sparse" : " dense");

@@ -34,6 +34,12 @@ __device__ __forceinline__ u32 add_acq_rel_gpu(u32* p, u32 value) {
     return old;
 }
 
+__device__ __forceinline__ u32 add_relaxed_gpu(u32* p, u32 value) {
+    u32 old;
+    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
+    return old;
+}
+
 __device__ __forceinline__ void st_release_sys(u32* p, u32 value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
@@ -60,6 +66,10 @@ __device__ __forceinline__ u64 ld_acquire_sys_64(const u64* p) {
     u64 v;
     asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
     return v;
+}
+
+__device__ __forceinline__ void st_relaxed_sys_64(u64* p, u64 value) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
 }
 
 __device__ __forceinline__ void st_release_sys_64(u64* p, u64 value) {
@@ -99,6 +109,15 @@ __device__ __forceinline__ void fence_sys() {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
 
+/// A barrier of the block's `threads` that its parts may come to from different places of the program.
+__device__ __forceinline__ void meet_block(i32 threads) {
+    asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void prefetch_l1(const void* p) {
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
+}
+
 /// Rows are read once: keep them out of L1.
 __device__ __forceinline__ uint4 ld_streaming_16(const void* p) {
     uint4 v;
@@ -107,6 +126,15 @@ __device__ __forceinline__ uint4 ld_streaming_16(const void* p) {
                  : "l"(p)
                  : "memory");
     return v;
+}
+
+/// Of a kernel that was launched before the one in front of it on the stream has ended: waits for that end, and lets
+/// the next such kernel be launched. The first thing a kernel does; nothing where it was launched in the ordinary way.
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 __device__ __forceinline__ u32 shared_address(const void* p) {

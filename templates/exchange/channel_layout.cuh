@@ -22,8 +22,9 @@ enum class lane_op : i32 {
 };
 
 /// Memory of a lane that peers write. Its next writers wait until the last contents have been read everywhere.
-enum class lane_area : i32 { rows = 0, weights = 1, partials = 2, scalars = 3 };
-inline constexpr i32 lane_areas = 4;
+/// Packets have two of each kind, used in turn by the parity of the step.
+enum class lane_area : i32 { rows = 0, weights = 1, partials = 2, scalars = 3, row_packets = 4, sum_packets = 6 };
+inline constexpr i32 lane_areas = 8;
 
 EPJIT_SHARED constexpr u32 area_bit(lane_area area) {
     return 1u << static_cast<i32>(area);
@@ -49,7 +50,7 @@ struct exchange_control {
         u32 gatherings;             ///< plans made from gathered rows; the last one's number is on its vectors
     } lanes[max_lanes];
 };
-static_assert(sizeof(exchange_control) == 24 + 2 * 28);
+static_assert(sizeof(exchange_control) == 24 + 2 * 44);
 
 enum class failure_kind : u32 {
     none = 0,
@@ -111,6 +112,15 @@ struct chunk_flags {
     i32 reserved;
 };
 static_assert(sizeof(chunk_flags) == 24);
+
+/// Weights of lines in every window, [R, lines, K]: the weight in the low half of a word, the step in the high one.
+struct weight_area {
+    u64* own;
+    i64 offset;  ///< in every window
+    i32 lines;   ///< of one source
+    i32 reserved;
+};
+static_assert(sizeof(weight_area) == 24);
 
 /// Compile-time shape of the exchange's helpers.
 struct exchange_kernels_config {

@@ -11,6 +11,7 @@
 #include "base/device.cuh"
 #include "exchange/dispatch_layout.cuh"
 #include "exchange/flags.cuh"
+#include "exchange/line_terms.cuh"
 #include "rows/gather_common.cuh"
 #include "rows/gather_kernel.cuh"
 
@@ -22,44 +23,6 @@ struct combine_phase : gather_head {
     const gather_rank* ranks;
 };
 
-/// One token of this rank by one warp: its own rows with the caller's weights, a partial sum of every other rank. Waits
-/// for the partial sums. False: the exchange has failed.
-template <gather_config Config, class Args>
-__device__ inline bool resolve_own_token(const Args& args, const combine_phase& phase, i32 token, u32 step,
-                                         row_terms<Config>& out) {
-    const i32 lane = static_cast<i32>(lane_idx());
-    const gather_rank& own = phase.ranks[args.link.me];
-    plan_entry entry{-1, no_rank, 0};
-    i32 position = -1;
-    if (lane < Config.topk) {
-        const i64 index = static_cast<i64>(token) * Config.topk + lane;
-        entry = phase.entries[index];
-        position = phase.list.positions[index];
-    }
-    const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
-    const bool first = lane == 0 || previous != entry.rank;
-    const bool here = entry.rank == args.link.me;
-    const bool used =
-        entry.rank != no_rank && (here ? entry.row >= 0 && (first || phase.layout != row_layout::flat) : first);
-    bool ok = true;
-    if (row_term* term = order_term<Config>(phase, used, entry.rank, out); term != nullptr) {
-        const gather_rank& holder = phase.ranks[entry.rank];
-        term->row =
-            static_cast<const u8*>(holder.rows) + static_cast<i64>(here ? entry.row : position) * holder.row_stride;
-        term->weight = 1.0f;
-        if (here && own.weights != nullptr) {
-            term->weight = own.weights[static_cast<i64>(token) * args.own_weight_columns + entry.column];
-        }
-        if (!here) {
-            ok = wait_flag(args.flags, args.link, entry.rank, position / args.chunk, step, lane_op::combine);
-        }
-    }
-    if (lane == 0) {
-        out.output = static_cast<u8*>(own.output) + static_cast<i64>(token) * own.output_stride;
-    }
-    return __all_sync(full_warp, ok);
-}
-
 template <gather_config Config>
 __device__ __forceinline__ void sum_terms(const combine_phase& phase, const row_terms<Config>& terms) {
     constexpr i32 widest = row_packet_bytes(static_cast<i64>(Config.hidden) * element_bytes(Config.type));
@@ -70,66 +33,202 @@ __device__ __forceinline__ void sum_terms(const combine_phase& phase, const row_
     }
 }
 
-/// Sums the peers' lines chunk by chunk, every `args.senders`-th, and raises each chunk's flag at its owner.
-template <gather_config Config, class Args>
-__device__ inline void send_sums(const Args& args, const combine_phase& phase, row_terms<Config> (&terms)[2],
-                                 u32 step) {
-    const i32 me = args.link.me;
-    i32 before = 0;  // chunks of the sources so far
-    i32 side = 0;
-#pragma unroll 1
-    for (i32 r = 1; r < args.link.num_ranks; ++r) {
-        // Every rank starts with the one after it, so that no link is wanted by all at once.
-        const i32 source = me + r < args.link.num_ranks ? me + r : me + r - args.link.num_ranks;
-        const i32 first_line = phase.list.line_first[source];
-        const i32 lines = phase.list.line_first[source + 1] - first_line;
-        const i32 chunks = ceil_div(lines, args.chunk);
-        i32 c = static_cast<i32>(blockIdx.x) - before % args.senders;
-        c += c < 0 ? args.senders : 0;
-        for (; c < chunks; c += args.senders) {
-            const i32 end = min_of(lines, (c + 1) * args.chunk);
-            for (i32 line = c * args.chunk - 1; line < end; ++line, side ^= 1) {
-                if (threadIdx.x < 32 && line + 1 < end) {
-                    resolve_terms<Config>(phase, first_line + line + 1, source, terms[side ^ 1]);
-                }
-                if (line >= c * args.chunk) {
-                    sum_terms<Config>(phase, terms[side]);
-                }
-                __syncthreads();
-            }
-            if (threadIdx.x == 0) {
-                raise_flag(args.flags, args.link, source, c, step);
+/// Sums on their way to the peers: in place where memory is stored to, else from two rows of shared memory by bulk
+/// copies, whose lines are told of when the copy is done. One thread sends and tells.
+template <gather_config Config>
+class sum_sender {
+   public:
+    static constexpr i32 row_bytes = Config.hidden * element_bytes(Config.type);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    static constexpr bool bulk = false;
+#else
+    static constexpr bool bulk = combine_shared_bytes(Config) != 0;
+#endif
+
+    /// Where the sum of a line of `owner` is made.
+    __device__ static __forceinline__ u8* place(const gather_rank& owner, i32 line, u8* rows, i32 side) {
+        return bulk ? rows + side * row_bytes : there(owner, line);
+    }
+
+    /// The sum is made, all threads have met since.
+    template <class Args>
+    __device__ __forceinline__ void send(const Args& args, u8* rows, i32 side, i32 owner, i32 line, u32 step) {
+        if constexpr (bulk) {
+            bulk_store(there(args.ranks[owner], line), rows + side * row_bytes, row_bytes);
+            bulk_commit();
+            owner_ = owner;
+            line_ = line;
+        } else {
+            raise_flag(args.flags, args.link, owner, line, step);
+        }
+    }
+
+    /// Tells the owner of the last line, once it is there.
+    template <class Args>
+    __device__ __forceinline__ void tell(const Args& args, u32 step) {
+        if constexpr (bulk) {
+            if (line_ >= 0) {
+                bulk_wait<0>();
+                raise_flag(args.flags, args.link, owner_, line_, step);
+                line_ = -1;
             }
         }
-        before += chunks;
+    }
+
+   private:
+    __device__ static __forceinline__ u8* there(const gather_rank& owner, i32 line) {
+        return static_cast<u8*>(owner.output) + static_cast<i64>(line) * owner.output_stride;
+    }
+
+    i32 owner_ = 0;
+    i32 line_ = -1;
+};
+
+/// Lines of the peers, every `step`-th from `first` on, in the order in which they are summed: every rank starts with
+/// the rank after it, so that no link is wanted by all at once.
+struct line_walk {
+    i32 source = 0;
+    i32 line = 0;  ///< of the source
+
+    template <class Args>
+    __device__ __forceinline__ line_walk(const Args& args, i32 first) : line(first) {
+        turn(args);
+    }
+    /// False: no line is left.
+    template <class Args>
+    __device__ __forceinline__ bool has_line(const Args& args) {
+        while (distance_ < args.link.num_ranks) {
+            const i32 lines = args.list.line_first[source + 1] - args.list.line_first[source];
+            if (line < lines) {
+                return true;
+            }
+            line -= lines;
+            ++distance_;
+            turn(args);
+        }
+        return false;
+    }
+
+   private:
+    template <class Args>
+    __device__ __forceinline__ void turn(const Args& args) {
+        source = args.link.me + distance_;
+        source -= source >= args.link.num_ranks ? args.link.num_ranks : 0;
+    }
+    i32 distance_ = 1;
+};
+
+/// What the two parts of a block share: the terms of the sum that is made and of the one that is being resolved. A
+/// count below 0 ends the block's work.
+template <gather_config Config>
+struct sums_in_turn {
+    row_terms<Config> terms[2];
+
+    /// Called by one lane.
+    __device__ __forceinline__ void end(i32 side) { terms[side].count = -1; }
+};
+
+/// The warps that sum: what the last warp has resolved, side by side with it.
+template <gather_config Config>
+__device__ inline void make_sums(const combine_phase& phase, const sums_in_turn<Config>& work) {
+#pragma unroll 1
+    for (i32 side = 0;; side ^= 1) {
+        meet_block(combine_threads(Config));
+        if (work.terms[side].count < 0) {
+            return;
+        }
+        sum_terms<Config>(phase, work.terms[side]);
+        if constexpr (sum_sender<Config>::bulk) {
+            fence_proxy_async();  // stored by all threads, to be read by the copy of what is sent
+        }
     }
 }
 
+/// The last warp of a block that sends: resolves every `args.senders`-th of the peers' lines, sends each sum when it is
+/// made, and raises its flag at the owner.
 template <gather_config Config, class Args>
-__device__ inline void sum_own_tokens(const Args& args, const combine_phase& phase, row_terms<Config> (&terms)[2],
-                                      u32 step) {
-    const i32 blocks = static_cast<i32>(gridDim.x) - args.senders;
-    const i32 first = static_cast<i32>(blockIdx.x) - args.senders;
-    i32 side = 0;
-    bool ok = true;
+__device__ inline void feed_lines(const Args& args, const combine_phase& phase, sums_in_turn<Config>& work, u8* rows,
+                                  u32 step) {
+    const gather_rank& own = phase.ranks[args.link.me];
+    const bool leads = lane_idx() == 0;
+    sum_sender<Config> sender;
+    line_walk next(args, static_cast<i32>(blockIdx.x));
+    i32 summed = -1;
+    i32 summed_source = 0;
 #pragma unroll 1
-    for (i32 token = first - blocks; token < args.num_tokens; token += blocks, side ^= 1) {
-        if (threadIdx.x < 32 && token + blocks < args.num_tokens) {
-            ok = resolve_own_token<Config>(args, phase, token + blocks, step, terms[side ^ 1]);
+    for (i32 side = 0;; side ^= 1) {
+        bool more = next.has_line(args);
+        if (more) {
+            bool ok = true;
+            resolve_line<Config>(args, args.line_weights, phase, own, next.source, next.line, step, work.terms[side],
+                                 ok);
+            more = __all_sync(full_warp, ok);
         }
-        if (token >= first) {
-            sum_terms<Config>(phase, terms[side]);
+        if (leads) {
+            if (more) {
+                work.terms[side].output = sum_sender<Config>::place(phase.ranks[next.source], next.line, rows, side);
+            } else {
+                work.end(side);
+            }
+            sender.tell(args, step);
         }
-        if (__syncthreads_and(ok ? 1 : 0) == 0) {
+        // The sum before is made, this one begins.
+        meet_block(combine_threads(Config));
+        if (leads && summed >= 0) {
+            sender.send(args, rows, side ^ 1, summed_source, summed, step);
+        }
+        if (!more) {
+            break;
+        }
+        summed = next.line;
+        summed_source = next.source;
+        next.line += args.senders;
+    }
+    if (leads) {
+        sender.tell(args, step);
+    }
+}
+
+/// The last warp of a block that finishes: resolves every `blocks`-th of this rank's tokens and waits for what is
+/// missing of it.
+template <gather_config Config, class Args>
+__device__ inline void feed_tokens(const Args& args, const combine_phase& phase, sums_in_turn<Config>& work, u32 step) {
+    const i32 blocks = static_cast<i32>(gridDim.x) - args.senders;
+    const gather_rank& own = phase.ranks[args.link.me];
+    i32 token = static_cast<i32>(blockIdx.x) - args.senders;
+#pragma unroll 1
+    for (i32 side = 0;; side ^= 1, token += blocks) {
+        bool more = token < args.num_tokens;
+        if (more) {
+            awaited_sum awaited;
+            resolve_token<Config>(
+                args, phase, own, token, work.terms[side], awaited, [&phase](i32 source, i32 position) {
+                    const gather_rank& holder = phase.ranks[source];
+                    return static_cast<const u8*>(holder.rows) + static_cast<i64>(position) * holder.row_stride;
+                });
+            more = __all_sync(full_warp, awaited.source < 0 || wait_flag(args.flags, args.link, awaited.source,
+                                                                         awaited.position, step, lane_op::combine));
+        }
+        if (lane_idx() == 0) {
+            if (more) {
+                work.terms[side].output = static_cast<u8*>(own.output) + static_cast<i64>(token) * own.output_stride;
+            } else {
+                work.end(side);
+            }
+        }
+        meet_block(combine_threads(Config));
+        if (!more) {
             return;
         }
     }
 }
 
 template <gather_config Config>
-__global__ void __launch_bounds__(Config.threads, 7)
+__global__ void __launch_bounds__(combine_threads(Config), combine_blocks(Config))
     combine_kernel(const __grid_constant__ combine_args<Config.num_ranks> args) {
-    __shared__ row_terms<Config> terms[2];
+    __shared__ sums_in_turn<Config> work;
+    extern __shared__ __align__(128) u8 rows[];
+    wait_for_kernel_before();
     if (__syncthreads_or(exchange_failed(args.link, lane_op::combine) ? 1 : 0) != 0) {
         return;
     }
@@ -138,23 +237,33 @@ __global__ void __launch_bounds__(Config.threads, 7)
     combine_phase phase;
     static_cast<gather_head&>(phase) = args;
     phase.ranks = args.ranks;
-    if (static_cast<i32>(blockIdx.x) < args.senders) {
-        const sum_order order = phase.order;
-        phase.order = sum_order::per_rank;
-        // The owners have read what this rank sent last, and the weights of this call's lines are here.
-        bool ok = wait_all(args.link, lane.area_step[static_cast<i32>(lane_area::partials)], lane_op::none, false);
-        if (ok && args.wait_weights != 0) {
-            ok = wait_all(args.link, lane.step, lane_op::combine_weights, false);
-        }
+    const i32 block = static_cast<i32>(blockIdx.x);
+    const bool sends = block < args.senders;
+    phase.order = sends ? sum_order::per_rank : phase.order;
+    bool ok = true;
+    if (block < args.weight_senders) {
+        ok = wait_all(args.link, lane.area_step[static_cast<i32>(lane_area::weights)], lane_op::none, false);
         if (ok) {
-            send_sums<Config>(args, phase, terms, step);
+            send_line_weights<Config.topk>(args, args.line_weights, phase.ranks[args.link.me], step,
+                                           block * combine_threads(Config) + static_cast<i32>(threadIdx.x),
+                                           args.weight_senders * combine_threads(Config));
         }
-        phase.order = order;
-    } else {
-        sum_own_tokens<Config>(args, phase, terms, step);
+    }
+    if (ok && sends) {
+        // The owners have read what this rank sent last.
+        ok = wait_all(args.link, lane.area_step[static_cast<i32>(lane_area::partials)], lane_op::none, false);
+    }
+    if (ok) {
+        if (static_cast<i32>(threadIdx.x) < Config.threads) {
+            make_sums<Config>(phase, work);
+        } else if (sends) {
+            feed_lines<Config>(args, phase, work, rows, step);
+        } else {
+            feed_tokens<Config>(args, phase, work, step);
+        }
     }
     leave_step(args.link, step, lane_op::combine,
-               area_bit(lane_area::partials) | (args.wait_weights != 0 ? area_bit(lane_area::weights) : 0));
+               area_bit(lane_area::partials) | (args.weighted != 0 ? area_bit(lane_area::weights) : 0));
 }
 
 #endif

@@ -234,6 +234,7 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
     u64* barriers = reinterpret_cast<u64*>(memory + movers * stages * row_mover<Config>::row_bytes);
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
     const i32 block = static_cast<i32>(blockIdx.x);
+    wait_for_kernel_before();
     if (__syncthreads_or(exchange_failed(args.link, lane_op::dispatch) ? 1 : 0) != 0) {
         return;
     }

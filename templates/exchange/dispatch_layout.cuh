@@ -26,16 +26,34 @@ struct dispatch_args : dispatch_head {
 };
 
 /// The table serves both halves. Of this rank: the experts' rows, the caller's weights, the output. Of a peer: where
-/// its partial sums arrive, the weights of its lines, and where it wants this rank's sums.
+/// its partial sums arrive, and where it wants this rank's sums.
 struct combine_head : gather_head {
     rank_link link;
     chunk_flags flags;
+    weight_area line_weights;
     i32 senders;
-    i32 chunk;  ///< lines a flag
+    i32 weight_senders;  ///< of them, the first, which send weights before their sums; 0: no weights travel
     i32 own_weight_columns;
-    i32 wait_weights;  ///< the lines' weights come with the lane's last step
+    i32 weighted;  ///< weights of lines are awaited
 };
-static_assert(sizeof(combine_head) == 104 + 56 + 24 + 16);
+static_assert(sizeof(combine_head) == 104 + 56 + 24 + 24 + 16);
+
+/// Threads of combine_kernel: those that sum and a warp that finds the next rows, waits and sends meanwhile.
+EPJIT_SHARED constexpr i32 combine_threads(const gather_config& c) {
+    return c.threads + 32;
+}
+
+/// Blocks of combine_kernel that an SM is to hold: with these the registers do for four rows in flight without a spill.
+EPJIT_SHARED constexpr i32 combine_blocks(const gather_config& c) {
+    return max_of(1, 1024 / combine_threads(c));
+}
+
+/// Dynamic shared memory of combine_kernel: two rows that bulk copies take to the peers; 0 where they cannot, or where
+/// rows are so long that few blocks would fit.
+EPJIT_SHARED constexpr i32 combine_shared_bytes(const gather_config& c) {
+    const i32 row_bytes = c.hidden * element_bytes(c.type);
+    return row_bytes % 16 == 0 && row_bytes <= 32 * 1024 ? 2 * row_bytes : 0;
+}
 
 template <i32 NumRanks>
 struct combine_args : combine_head {

@@ -22,6 +22,30 @@ __device__ __forceinline__ bool flag_is_up(const chunk_flags& flags, i32 source,
     return __all_sync(full_warp, ld_acquire_sys(flags.own + static_cast<i64>(source) * flags.stride + chunk) == step);
 }
 
+/// Asked now and then while what `source` sends in this step does not come, since `start`. False: the exchange has
+/// failed.
+__device__ inline bool keep_waiting(const rank_link& link, i32 source, u32 step, lane_op op, u64 start) {
+    const failure_signs signs = load_failure_signs(link);
+    const u64 word = ld_relaxed_sys_64(link.words + source);
+    const u64 limit = step <= 4 ? link.control->first_limit_ns : link.control->limit_ns;
+    if (signs.failed != 0) {
+        return false;
+    }
+    failure_kind kind = failure_kind::none;
+    if (signs.poison != 0) {
+        kind = failure_kind::peer;
+        source = static_cast<i32>(signs.poison) - 1;
+    } else if (static_cast<u32>(word >> 32) == step && static_cast<u32>(word) != static_cast<u32>(op)) {
+        kind = failure_kind::mismatch;
+    } else if (global_time_ns() - start > limit) {
+        kind = failure_kind::timeout;
+    } else {
+        return true;
+    }
+    fail_exchange(link, kind, op, source, step, word);
+    return false;
+}
+
 /// Waits until `source` has raised the flag of its chunk for this step. False: the exchange has failed. Any thread.
 __device__ inline bool wait_flag(const chunk_flags& flags, const rank_link& link, i32 source, i32 chunk, u32 step,
                                  lane_op op) {
@@ -29,25 +53,12 @@ __device__ inline bool wait_flag(const chunk_flags& flags, const rank_link& link
     if (ld_acquire_sys(flag) == step) {
         return true;
     }
-    const u64 limit = step <= 4 ? link.control->first_limit_ns : link.control->limit_ns;
     const u64 start = global_time_ns();
     for (u32 spin = 1;; ++spin) {
         if (ld_acquire_sys(flag) == step) {
             return true;
         }
-        if (spin % 16 != 0) {
-            continue;
-        }
-        if (exchange_failed(link, op)) {
-            return false;
-        }
-        const u64 word = ld_relaxed_sys_64(link.words + source);
-        if (static_cast<u32>(word >> 32) == step && static_cast<u32>(word) != static_cast<u32>(op)) {
-            fail_exchange(link, failure_kind::mismatch, op, source, step, word);
-            return false;
-        }
-        if (global_time_ns() - start > limit) {
-            fail_exchange(link, failure_kind::timeout, op, source, step, word);
+        if (spin % 16 == 0 && !keep_waiting(link, source, step, op, start)) {
             return false;
         }
     }

@@ -20,14 +20,7 @@ inline constexpr i32 helper_threads = 256;
 template <exchange_kernels_config Config>
 __global__ void __launch_bounds__(helper_threads)
     send_weights_kernel(const __grid_constant__ send_weights_args<Config.num_ranks> args) {
-    if (__syncthreads_or(exchange_failed(args.link, args.op) ? 1 : 0) != 0) {
-        return;
-    }
-    const auto& lane = args.link.control->lanes[args.link.lane];
-    const u32 step = lane.step + 1;
-    // The ranks that get the weights have read the last ones.
-    if (args.op != lane_op::none &&
-        !wait_all(args.link, lane.area_step[static_cast<i32>(lane_area::weights)], lane_op::none, false)) {
+    if (__syncthreads_or(exchange_failed(args.link, lane_op::combine_weights) ? 1 : 0) != 0) {
         return;
     }
     const i64 size = static_cast<i64>(args.num_tokens) * Config.topk;
@@ -40,9 +33,6 @@ __global__ void __launch_bounds__(helper_threads)
             args.to[entry.rank][static_cast<i64>(args.positions[i]) * Config.topk + i % Config.topk] =
                 args.weights != nullptr ? args.weights[token * args.weight_columns + entry.column] : 1.0f;
         }
-    }
-    if (args.op != lane_op::none) {
-        leave_step(args.link, step, args.op, 0);
     }
 }
 

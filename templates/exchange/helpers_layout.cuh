@@ -16,10 +16,8 @@ struct send_weights_head {
     rank_link link;
     i32 num_tokens;
     i32 weight_columns;
-    lane_op op;  ///< of the step that the kernel takes; none: it takes none
-    i32 reserved;
 };
-static_assert(sizeof(send_weights_head) == 24 + 56 + 16);
+static_assert(sizeof(send_weights_head) == 24 + 56 + 8);
 
 template <i32 NumRanks>
 struct send_weights_args : send_weights_head {

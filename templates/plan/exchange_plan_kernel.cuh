@@ -275,6 +275,7 @@ __global__ void __launch_bounds__(Config.threads, 1)
     extern __shared__ __align__(16) u8 memory[];
     plan_shared<Config> shared(memory);
     const i32 thread = static_cast<i32>(threadIdx.x);
+    wait_for_kernel_before();
     if (__syncthreads_or(exchange_failed(args.link, lane_op::plan_counts) ? 1 : 0) != 0) {
         clear_plan<Config>(args);
         return;

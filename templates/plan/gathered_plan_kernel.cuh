@@ -383,6 +383,7 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1)
     gathered_shared<Config> shared(memory, args.chunk_tiles);
     const bool sends = (args.phases & gathered_phase_send) != 0;
 
+    wait_for_kernel_before();
     // Loads that do not depend on each other, all under way before the first is needed.
     const failure_signs signs = load_failure_signs(args.link);
     gathering g{0, 0, args.rows, args.rows_offset};

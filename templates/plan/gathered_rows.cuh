@@ -4,7 +4,7 @@
 #pragma once
 
 #include "base/device.cuh"
-#include "exchange/channel.cuh"
+#include "exchange/flags.cuh"
 #include "plan/count.cuh"
 #include "plan/gathered_plan_layout.cuh"
 
@@ -180,26 +180,13 @@ __device__ inline bool wait_vector(const rank_link& link, const gathering& g, co
     if (value.w == g.number) {
         return true;
     }
-    const u64 limit = g.step <= 4 ? link.control->first_limit_ns : link.control->limit_ns;
     const u64 start = global_time_ns();
     for (u32 spin = 1;; ++spin) {
         value = ld_relaxed_sys_128(at);
         if (value.w == g.number) {
             return true;
         }
-        if (spin % 16 != 0) {
-            continue;
-        }
-        if (exchange_failed(link, op)) {
-            return false;
-        }
-        const u64 word = ld_relaxed_sys_64(link.words + source);
-        if (static_cast<u32>(word >> 32) == g.step && static_cast<u32>(word) != static_cast<u32>(op)) {
-            fail_exchange(link, failure_kind::mismatch, op, source, g.step, word);
-            return false;
-        }
-        if (global_time_ns() - start > limit) {
-            fail_exchange(link, failure_kind::timeout, op, source, g.step, word);
+        if (spin % 16 == 0 && !keep_waiting(link, source, g.step, op, start)) {
             return false;
         }
     }

@@ -139,12 +139,13 @@ __device__ __forceinline__ void copy_scales(const Args& args, const token_entrie
     }
 }
 
-/// Clears bytes by a warp, four at a time where `wide` says that address and length are multiples of four.
-__device__ __forceinline__ void clear_bytes(u8* p, i32 bytes, bool wide) {
-    const i32 width = wide ? 4 : 1;
+/// Clears bytes by a warp, `width` at a time: 16, 4 or 1, of which address and length are multiples.
+__device__ __forceinline__ void clear_bytes(u8* p, i32 bytes, i32 width) {
 #pragma unroll 1
     for (i32 i = static_cast<i32>(lane_idx()) * width; i < bytes; i += 32 * width) {
-        if (wide) {
+        if (width == 16) {
+            *reinterpret_cast<uint4*>(p + i) = uint4{0, 0, 0, 0};
+        } else if (width == 4) {
             *reinterpret_cast<u32*>(p + i) = 0;
         } else {
             p[i] = 0;
@@ -174,23 +175,26 @@ __device__ __forceinline__ void fill_row(const Args& args, const scatter_rank& t
     }
     if (clear) {
         clear_bytes(static_cast<u8*>(to.output) + row * to.output_stride, row_bytes,
-                    row_bytes % 4 == 0 && args.vector_bytes >= 4);
+                    row_bytes % 16 == 0 && args.vector_bytes >= 16 ? 16
+                    : row_bytes % 4 == 0 && args.vector_bytes >= 4 ? 4
+                                                                   : 1);
         if constexpr (Config.scales != group_scale::none) {
             clear_bytes(static_cast<u8*>(to.output_scales) + row * to.output_scale_stride,
                         ceil_div(Config.hidden, scale_group) * scale_bytes(Config.scales),
-                        Config.scales == group_scale::f32);
+                        Config.scales == group_scale::f32 ? 4 : 1);
         }
     }
 }
 
-/// The rows that no token fills, shared out over `num_warps` warps of the grid. A slot's are done by one warp: its
-/// segment's padding (expert-major) or the rest of its capacity (masked). Those beyond a rank's last row are done by
-/// all.
+/// The rows that no token fills, shared out over `num_warps` warps of the grid. A slot's are done by as many as there
+/// are for each: its segment's padding (expert-major) or the rest of its capacity (masked). Those beyond a rank's last
+/// row are done by all.
 template <scatter_config Config, class Args>
 __device__ __forceinline__ void fill_unused_rows_inline(const Args& args, i32 warp, i32 num_warps) {
     const i32 slots = args.layout == row_layout::flat ? 0 : args.fill_last_slot;
     const i32 tails = args.layout == row_layout::masked ? 0 : args.fill_last_rank;
-    i32 slot = args.fill_first_slot + warp;
+    const i32 sharers = max_of(1, num_warps / max_of(1, slots - args.fill_first_slot));
+    i32 slot = args.fill_first_slot + warp / sharers;
     i32 rank = 0;
     i32 tail = args.fill_first_rank;
 #pragma unroll 1
@@ -205,14 +209,15 @@ __device__ __forceinline__ void fill_unused_rows_inline(const Args& args, i32 wa
                 ++rank;
             }
             const i32 offset = args.slot_offsets[slot + rank];
-            row = offset + args.slot_counts[slot];
+            row = offset + args.slot_counts[slot] + warp % sharers;
+            step = sharers;
             if (args.layout == row_layout::masked) {
                 last = offset + args.ranks[rank].capacity;
             } else {
                 last = args.slot_offsets[slot + rank + 1];
                 clear = args.zero_padding != 0;
             }
-            slot += num_warps;
+            slot += max_of(1, num_warps / sharers);
         } else {
             rank = tail++;
             row = args.rank_rows[rank] + warp;

@@ -5,6 +5,8 @@ namespace epjit::tests {
 
 const std::map<std::string, std::string>& kernel_roots() {
     static const std::map<std::string, std::string> roots = {
+        {"ll_combine_kernel", "low_latency/ll_combine_kernel.cuh"},
+        {"ll_dispatch_kernel", "low_latency/ll_dispatch_kernel.cuh"},
         {"combine_kernel", "exchange/combine_kernel.cuh"},
         {"dispatch_kernel", "exchange/dispatch_kernel.cuh"},
         {"exchange_plan_kernel", "plan/exchange_plan_kernel.cuh"},

@@ -200,7 +200,7 @@ TEST_F(kernels, compile_alike_in_a_process_that_has_the_two_nvrtc_files_and_noth
     const std::string alone = run_probe(empty.path(), "", "granite-3.0-1b-a400m sm_90a 8 1 base " + lib);
     EXPECT_THAT(alone, HasSubstr("toolkit_mapped=false"));
     EXPECT_THAT(alone, HasSubstr(" failed=0 "));
-    EXPECT_EQ(results(alone).size(), 7u) << alone;
+    EXPECT_EQ(results(alone).size(), 9u) << alone;
     // Requirement R12 and R16: another folder, home, locale and place of the same compiler build change nothing.
     const std::string other =
         run_probe("/", "HOME=/nonexistent TMPDIR=/nonexistent LC_ALL=de_DE.UTF-8 CPATH=/usr/include",

@@ -113,7 +113,7 @@ class Explain(CommandTest):
     def test_what_warm_compiles_of_a_profile_is_what_a_run_with_it_loads(self):
         profile = self.write("p.json", json.dumps({"epjit_profile": 1, "entries": [
             {"arch": "sm_90a", "hidden": 2048, "knobs": {"scatter_movers": 2, "gather_threads": 64, "dispatch_senders": 7}},
-            {"hidden": 2048, "tokens": 128, "layout": "flat", "knobs": {"gather_threads": 96, "combine_chunk": 2}}]}))
+            {"hidden": 2048, "tokens": 128, "layout": "flat", "knobs": {"gather_threads": 96, "dispatch_chunk": 2}}]}))
         model = ["--model", "qwen3-30b-a3b"]
         self.assertEqual(self.warm(*model, "--profile", profile).status, 0)
         stored = self.keys_in_cache()

@@ -60,9 +60,8 @@ const char* name(tuned_job job) noexcept {
 std::vector<jit::knobs> exchange_candidates(tuned_job job, std::int32_t stages, std::int32_t threads) {
     candidate_list list;
     if (job == tuned_job::combine) {
-        list.cross(&jit::knobs::combine_senders_percent, {0, 25, 35, 45, 60, 75}, &jit::knobs::combine_chunk,
-                   {0, 2, 4});
-        list.each(&jit::knobs::combine_threads, {32, 64, 96, 128}, threads);
+        list.each(&jit::knobs::combine_senders_percent, {0, 30, 35, 40, 50, 55, 60});
+        list.each(&jit::knobs::combine_threads, {64, 96, 128, 192, 224, 256, 320, 448}, threads);
         list.each(&jit::knobs::combine_launches, {2});
         return list.take();
     }

@@ -26,7 +26,6 @@ struct knobs {
     std::int32_t dispatch_chunk = 0;           ///< tokens a flag; 0: by the number of tokens
     std::int32_t combine_launches = 0;         ///< as dispatch_launches
     std::int32_t combine_senders_percent = 0;  ///< of the resident blocks, those that send
-    std::int32_t combine_chunk = 0;            ///< lines a flag
 
     friend bool operator==(const knobs&, const knobs&) = default;
     /// Those of programs, or those of launches; zeros for the others.
@@ -56,7 +55,7 @@ knobs filled(knobs values, const knobs& otherwise) noexcept;
 /// The spec with the knobs of programs that belong to its kind.
 variant_spec with_knobs(variant_spec spec, const knobs& values) noexcept;
 
-/// "dispatch_senders=32 combine_chunk=1"; "none" where all are the cost model's.
+/// "dispatch_senders=32 dispatch_chunk=1"; "none" where all are the cost model's.
 std::string describe(const knobs& values);
 
 }  // namespace epjit::jit

@@ -16,17 +16,19 @@ class template_set;
 
 /// What a program does; each may hold several kernels.
 enum class kernel_kind : std::uint8_t {
-    plan,               ///< routing -> plan (preprocessing and scan)
-    permute_dispatch,   ///< token rows -> expert rows: permute on one rank, dispatch on the ranks one GPU drives
-    unpermute_combine,  ///< expert rows -> token rows: unpermute on one rank, combine on the ranks one GPU drives
-    weight_gradient,    ///< backward: gradients of the routing weights
-    exchange_plan,      ///< one real rank's part of a plan
-    exchange_helpers,   ///< steps between real ranks, weights and rows on their way
-    exchange_dispatch,  ///< a whole dispatch through windows
-    exchange_combine,   ///< a whole combine through windows
+    plan,                  ///< routing -> plan (preprocessing and scan)
+    permute_dispatch,      ///< token rows -> expert rows: permute on one rank, dispatch on the ranks one GPU drives
+    unpermute_combine,     ///< expert rows -> token rows: unpermute on one rank, combine on the ranks one GPU drives
+    weight_gradient,       ///< backward: gradients of the routing weights
+    exchange_plan,         ///< one real rank's part of a plan
+    exchange_helpers,      ///< steps between real ranks, weights and rows on their way
+    exchange_dispatch,     ///< a whole dispatch through windows
+    exchange_combine,      ///< a whole combine through windows
+    low_latency_dispatch,  ///< the same of few tokens, in packets that announce themselves
+    low_latency_combine,
 };
 /// "plan", "permute+dispatch", "unpermute+combine", "weight_gradient", "exchange_plan", "exchange_helpers",
-/// "exchange_dispatch", "exchange_combine".
+/// "exchange_dispatch", "exchange_combine", "low_latency_dispatch", "low_latency_combine".
 std::string_view name(kernel_kind) noexcept;
 
 /// A real GPU target such as sm_90a; suffix is 'a', 'f' or 0.

@@ -27,6 +27,10 @@ variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, st
                                     dtype type, scale_type scales);
 variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
                                    dtype type);
+/// The same of few tokens, for every R.
+variant_spec low_latency_dispatch_spec(target_arch arch, std::int32_t hidden, std::int32_t topk, dtype type,
+                                       scale_type scales);
+variant_spec low_latency_combine_spec(target_arch arch, std::int32_t hidden, std::int32_t topk, dtype type);
 /// permute and dispatch on the ranks one GPU drives. `output` differs from `input` only for the fused quantiser
 /// (fp8_e4m3 with `scales`); an fp8 input passes through with `scales`. Runs of up to 8, 32 and 64 ranks share a
 /// program.
@@ -65,8 +69,9 @@ struct run_request {
     dtype wire = dtype::bf16;   ///< dispatched rows; fp8_e4m3 with scales quantises
     scale_type scales = scale_type::none;
     dtype combine = dtype::bf16;
-    bool backward = false;  ///< weight gradients too
-    knobs programs{};       ///< tuned_knobs::programs()
+    bool backward = false;     ///< weight gradients too
+    bool low_latency = false;  ///< calls of few tokens have kernels of their own
+    knobs programs{};          ///< tuned_knobs::programs()
 };
 std::vector<variant_spec> run_variants(const run_request& request);
 

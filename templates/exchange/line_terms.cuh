@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a combine between real ranks sums: the rows of a peer's line, the parts of an own token. Weights of lines travel
+// to the ranks that apply them, each a word of 8 bytes with the step it belongs to, so that it tells by itself that it
+// has arrived.
+#pragma once
+
+#include "base/device.cuh"
+#include "exchange/dispatch_layout.cuh"
+#include "exchange/flags.cuh"
+#include "rows/gather_common.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// Sends the weights of this rank's tokens that lie on other ranks, an entry a thread; thread `thread` of `threads`.
+/// Null weights are ones.
+template <i32 TopK, class Args>
+__device__ inline void send_line_weights(const Args& args, const weight_area& area, const gather_rank& own, u32 step,
+                                         i32 thread, i32 threads) {
+    const i32 size = args.num_tokens * TopK;
+#pragma unroll 2
+    for (i32 i = thread; i < size; i += threads) {
+        const plan_entry entry = args.entries[i];
+        const i32 position = args.list.positions[i];
+        if (entry.rank != no_rank && entry.rank != args.link.me) {
+            const float weight = own.weights != nullptr
+                                     ? own.weights[static_cast<i64>(i / TopK) * args.own_weight_columns + entry.column]
+                                     : 1.0f;
+            u64* to = reinterpret_cast<u64*>(args.link.peers[entry.rank] + area.offset);
+            st_relaxed_sys_64(to + (static_cast<i64>(args.link.me) * area.lines + position) * TopK + i % TopK,
+                              static_cast<u64>(step) << 32 | __float_as_uint(weight));
+        }
+    }
+}
+
+/// Waits for weight `k` of a line. False: the exchange has failed.
+template <i32 TopK, class Args>
+__device__ inline bool await_line_weight(const Args& args, const weight_area& area, i32 source, i32 position, i32 k,
+                                         u32 step, float& weight) {
+    const u64* at = area.own + (static_cast<i64>(source) * area.lines + position) * TopK + k;
+    u64 word = ld_relaxed_sys_64(at);
+    if (static_cast<u32>(word >> 32) != step) {
+        const u64 start = global_time_ns();
+        for (u32 spin = 1;; ++spin) {
+            word = ld_relaxed_sys_64(at);
+            if (static_cast<u32>(word >> 32) == step) {
+                break;
+            }
+            if (spin % 16 == 0 && !keep_waiting(args.link, source, step, lane_op::combine, start)) {
+                return false;
+            }
+        }
+    }
+    weight = __uint_as_float(static_cast<u32>(word));
+    return true;
+}
+
+/// This rank's rows of a peer's line in ascending slot, each with its weight. Called by one warp; lane k has the term
+/// of entry k, or null. `ok`: false where a weight did not come.
+template <gather_config Config, class Args, class Phase>
+__device__ __forceinline__ row_term* resolve_line(const Args& args, const weight_area& area, const Phase& phase,
+                                                  const gather_rank& own, i32 source, i32 position, u32 step,
+                                                  row_terms<Config>& out, bool& ok) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    const plan_entry entry = read_listed_entry<Config.topk>(args, 0, source, position).entry;
+    const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
+    // On the flat layout a rank has one row of the token, which several entries name.
+    const bool used = entry.row >= 0 && (args.layout != row_layout::flat || lane == 0 || previous != entry.rank);
+    float weight = 1.0f;
+    ok =
+        !used || args.weighted == 0 || await_line_weight<Config.topk>(args, area, source, position, lane, step, weight);
+    row_term* term = order_term<Config>(phase, used, entry.rank, out);
+    if (term != nullptr) {
+        term->row = static_cast<const u8*>(own.rows) + static_cast<i64>(entry.row) * own.row_stride;
+        term->weight = weight;
+    }
+    return term;
+}
+
+/// A peer that holds rows of an own token, and where the token's line lies in its list.
+struct awaited_sum {
+    i32 source = -1;  ///< -1: none
+    i32 position = 0;
+};
+
+/// The parts of an own token: its own rows with the caller's weights, a partial sum of every other rank, found at
+/// `sum_at(source, position)`. Called by one warp; lane k has the term of entry k, or null, and the peer it comes from.
+template <gather_config Config, class Args, class Phase, class SumAt>
+__device__ __forceinline__ row_term* resolve_token(const Args& args, const Phase& phase, const gather_rank& own,
+                                                   i32 token, row_terms<Config>& out, awaited_sum& awaited,
+                                                   const SumAt& sum_at) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    plan_entry entry{-1, no_rank, 0};
+    i32 position = -1;
+    if (lane < Config.topk) {
+        const i64 index = static_cast<i64>(token) * Config.topk + lane;
+        entry = args.entries[index];
+        position = args.list.positions[index];
+    }
+    const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
+    const bool first = lane == 0 || previous != entry.rank;
+    const bool here = entry.rank == args.link.me;
+    const bool used =
+        entry.rank != no_rank && (here ? entry.row >= 0 && (first || args.layout != row_layout::flat) : first);
+    awaited.source = -1;
+    row_term* term = order_term<Config>(phase, used, entry.rank, out);
+    if (term != nullptr) {
+        term->weight = 1.0f;
+        if (here) {
+            term->row = static_cast<const u8*>(own.rows) + static_cast<i64>(entry.row) * own.row_stride;
+            if (own.weights != nullptr) {
+                term->weight = own.weights[static_cast<i64>(token) * args.own_weight_columns + entry.column];
+            }
+        } else {
+            term->row = sum_at(static_cast<i32>(entry.rank), position);
+            awaited = {static_cast<i32>(entry.rank), position};
+        }
+    }
+    return term;
+}
+
+#endif
+
+}  // namespace epjit::templates

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dispatch of few tokens between ranks that store into each other's windows: rows travel as packets that announce
+// themselves, straight from the caller's input and straight to their places.
+//
+// Cost model: a row crosses once a rank in 4/3 of its bytes; one flight over the link, no flag and no round of steps.
+// Launches: 1. SMs: a block a token and a block an arriving line, up to what fits. Senders come first in the grid and
+// wait for nothing in it; receivers wait for the peers' senders.
+#pragma once
+
+#include "base/device.cuh"
+#include "low_latency/packets.cuh"
+#include "rows/scatter_common.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// One rank's part as the row functions take it: a table with one line.
+struct own_rank_phase : scatter_head {
+    struct one_rank {
+        const scatter_rank* own;
+        __device__ __forceinline__ const scatter_rank& operator[](i32) const { return *own; }
+    } ranks;
+
+    __device__ __forceinline__ explicit own_rank_phase(const ll_dispatch_args& args)
+        : scatter_head(args), ranks{&args.own} {}
+};
+
+template <scatter_config Config>
+struct row_packets {
+    static constexpr packet_record record = row_record(Config.hidden, Config.output, Config.scales, Config.topk);
+    static constexpr i32 units = record.units();
+    static constexpr i32 words = record.unit_words();
+    static constexpr i64 plane = static_cast<i64>(units) * packet_size;
+    static constexpr i64 tail = plane * record.unit_packets;
+    static constexpr i32 scale_bytes_of_row = ceil_div(Config.hidden, scale_group) * scale_bytes(Config.scales);
+    static constexpr i32 scale_words_of_row = scale_words(Config.hidden, Config.scales);
+    static_assert(record.unit_packets == 4);
+};
+
+/// Stores a unit of a row at every place of this rank that `t` leads to. Called by whole warps; threads without a unit
+/// have `at` beyond the row.
+template <scatter_config Config>
+__device__ __forceinline__ void store_unit(const ll_dispatch_args& args, const token_entries& t, i32 at,
+                                           const u32 (&words)[row_packets<Config>::words]) {
+    for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
+        const i32 row = __shfl_sync(full_warp, t.entry.row, __ffs(static_cast<i32>(leaders)) - 1);
+        store_words(static_cast<u8*>(args.own.output) + static_cast<i64>(row) * args.own.output_stride, at,
+                    row_packets<Config>::record.row_bytes, args.vector_bytes == 16, words);
+    }
+}
+
+template <scatter_config Config>
+__device__ __forceinline__ void mark_leaders(const ll_dispatch_args& args, token_entries& t) {
+    const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
+    t.leads = t.has_row() && (args.layout != row_layout::flat || lane_idx() == 0 || before != t.entry.rank);
+}
+
+/// Bytes 4*word to 4*word+3 of a row's scales; of an e8m0 row the last word may be short.
+template <scatter_config Config>
+__device__ __forceinline__ u32 load_scale_word(const u8* scales, i32 word) {
+    if constexpr (Config.scales == group_scale::f32) {
+        return reinterpret_cast<const u32*>(scales)[word];
+    }
+    u32 value = 0;
+#pragma unroll
+    for (i32 b = 0; b < 4; ++b) {
+        if (word * 4 + b < row_packets<Config>::scale_bytes_of_row) {
+            value |= static_cast<u32>(scales[word * 4 + b]) << 8 * b;
+        }
+    }
+    return value;
+}
+
+template <scatter_config Config>
+__device__ __forceinline__ void store_scale_word(u8* scales, i32 word, u32 value) {
+    if constexpr (Config.scales == group_scale::f32) {
+        reinterpret_cast<u32*>(scales)[word] = value;
+    } else {
+#pragma unroll
+        for (i32 b = 0; b < 4; ++b) {
+            if (word * 4 + b < row_packets<Config>::scale_bytes_of_row) {
+                scales[word * 4 + b] = static_cast<u8>(value >> 8 * b);
+            }
+        }
+    }
+}
+
+/// One scale word to every place of this rank. Called by whole warps; lanes without a word have `word` below 0.
+template <scatter_config Config>
+__device__ __forceinline__ void store_scale_words(const ll_dispatch_args& args, const token_entries& t, i32 word,
+                                                  u32 value) {
+    for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
+        const i32 row = __shfl_sync(full_warp, t.entry.row, __ffs(static_cast<i32>(leaders)) - 1);
+        if (word >= 0 && word < row_packets<Config>::scale_words_of_row) {
+            store_scale_word<Config>(
+                static_cast<u8*>(args.own.output_scales) + static_cast<i64>(row) * args.own.output_scale_stride, word,
+                value);
+        }
+    }
+}
+
+/// What travels beside a token's row, to its peers in packets and to its places here. By one warp; `away` has a bit for
+/// the first entry of each peer.
+template <scatter_config Config>
+__device__ inline void send_tail(const ll_dispatch_args& args, const own_rank_phase& phase, const token_entries& t,
+                                 i32 position, u32 away, u32 step) {
+    using packets = row_packets<Config>;
+    const i32 lane = static_cast<i32>(lane_idx());
+    const u8* scales = nullptr;
+    if constexpr (Config.scales != group_scale::none) {
+        scales = static_cast<const u8*>(args.own.input_scales) +
+                 static_cast<i64>(t.source_token) * args.own.input_scale_stride;
+    }
+#pragma unroll 1
+    for (i32 first = 0; first < packets::record.tail_packets(); first += 32) {
+        u32 words[packet_words];
+#pragma unroll
+        for (i32 n = 0; n < packet_words; ++n) {
+            const i32 word = (first + lane) * packet_words + n;
+            const i32 k = word - packets::scale_words_of_row;
+            const float weight = __shfl_sync(full_warp, t.weight, k & 31);
+            words[n] = k >= 0 && k < Config.topk ? __float_as_uint(weight) : 0;
+            if constexpr (Config.scales != group_scale::none) {
+                if (k < 0) {
+                    words[n] = load_scale_word<Config>(scales, word);
+                }
+                store_scale_words<Config>(args, t, word, words[n]);
+            }
+        }
+        for (u32 peers = away; peers != 0; peers &= peers - 1) {
+            const i32 k = __ffs(static_cast<i32>(peers)) - 1;
+            const i32 peer = static_cast<i32>(__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), k));
+            u8* to = record_at(args.rows, args.link, static_cast<i32>(step & 1), peer,
+                               __shfl_sync(full_warp, position, k), packets::record.bytes());
+            if (first + lane < packets::record.tail_packets()) {
+                send_packets<1>(to + packets::tail + (first + lane) * packet_size, 0, step, words);
+            }
+        }
+    }
+    token_entries here = t;
+    here.slot = t.has_row() ? t.slot - args.rank_first[args.link.me] : t.slot;
+    write_metadata_inline<Config>(phase, here);
+}
+
+/// Sends the tokens `first`, `first + step`, ..., a block a token: each unit is read once and leaves for every rank
+/// that wants it, this one among them.
+template <scatter_config Config>
+__device__ inline void send_tokens(const ll_dispatch_args& args, const own_rank_phase& phase, const packet_step& at,
+                                   i32 first, i32 tokens_step) {
+    using packets = row_packets<Config>;
+    const i32 lane = static_cast<i32>(lane_idx());
+    const i32 me = args.link.me;
+    bool allowed = false;
+#pragma unroll 1
+    for (i32 token = first; token < args.num_tokens; token += tokens_step) {
+        token_entries t;
+        i32 position = -1;
+        if (lane < Config.topk) {
+            const i64 index = static_cast<i64>(token) * Config.topk + lane;
+            t.entry = args.entries[index];
+            position = args.list.positions[index];
+            t.slot = args.entry_slots[index];
+        }
+        const u8* row = static_cast<const u8*>(args.own.input) + static_cast<i64>(token) * args.own.input_stride;
+        i32 unit = static_cast<i32>(threadIdx.x);
+        u32 words[packets::words];
+        load_words(row, unit * packets::words * 4, packets::record.row_bytes, args.send_bytes == 16, words);
+        if (!allowed && !at.may_write(args.link, lane_op::dispatch)) {
+            return;
+        }
+        allowed = true;
+        t.source_rank = me;
+        t.source_token = token;
+        if (args.own.weights != nullptr && t.entry.rank != no_rank) {
+            t.weight = args.own.weights[static_cast<i64>(token) * args.own_weight_columns + t.entry.column];
+        }
+        const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
+        const u32 away = __ballot_sync(
+            full_warp, t.entry.rank != no_rank && t.entry.rank != me && (lane == 0 || previous != t.entry.rank));
+        token_entries here = t;
+        here.entry.row = t.entry.rank == me ? t.entry.row : -1;
+        mark_leaders<Config>(args, here);
+        for (;;) {
+            const bool has_unit = unit < packets::units;
+            for (u32 peers = away; peers != 0; peers &= peers - 1) {
+                const i32 k = __ffs(static_cast<i32>(peers)) - 1;
+                const i32 peer = static_cast<i32>(__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), k));
+                u8* to = record_at(args.rows, args.link, at.parity(), peer, __shfl_sync(full_warp, position, k),
+                                   packets::record.bytes());
+                if (has_unit) {
+                    send_packets<4>(to + unit * packet_size, packets::plane, at.step, words);
+                }
+            }
+            store_unit<Config>(args, here, unit * packets::words * 4, words);
+            unit += Config.threads;
+            if (unit - lane >= packets::units) {
+                break;
+            }
+            load_words(row, unit * packets::words * 4, packets::record.row_bytes, args.send_bytes == 16, words);
+        }
+        if (threadIdx.x >= Config.threads - 32) {
+            send_tail<Config>(args, phase, here, position, away, at.step);
+        }
+    }
+}
+
+/// Receives what travels beside a line's row. By one warp.
+template <scatter_config Config>
+__device__ inline bool receive_tail(const ll_dispatch_args& args, const own_rank_phase& phase, token_entries& t,
+                                    const u8* record, u32 step) {
+    using packets = row_packets<Config>;
+    const i32 lane = static_cast<i32>(lane_idx());
+    const bool weights = args.own.row_weights != nullptr || args.own.local_weights != nullptr;
+    bool ok = true;
+    if (weights || Config.scales != group_scale::none) {
+#pragma unroll 1
+        for (i32 first = 0; first < packets::record.tail_packets(); first += 32) {
+            u32 words[packet_words] = {};
+            if (first + lane < packets::record.tail_packets()) {
+                ok = await_packets<1>(record + packets::tail + (first + lane) * packet_size, 0, args.link,
+                                      t.source_rank, step, lane_op::dispatch, words) &&
+                     ok;
+            }
+            const i32 mine = packets::scale_words_of_row + lane;  // the word that is this lane's weight
+            const i32 holder = mine / packet_words - first;
+#pragma unroll
+            for (i32 n = 0; n < packet_words; ++n) {
+                const u32 word = __shfl_sync(full_warp, words[n], holder & 31);
+                if (lane < Config.topk && holder >= 0 && holder < 32 && mine % packet_words == n) {
+                    t.weight = __uint_as_float(word);
+                }
+                if constexpr (Config.scales != group_scale::none) {
+                    store_scale_words<Config>(args, t, (first + lane) * packet_words + n, words[n]);
+                }
+            }
+        }
+    }
+    write_metadata_inline<Config>(phase, t);
+    return __all_sync(full_warp, ok);
+}
+
+/// Receives every `lines_step`-th of the peers' lines from number `first` on, a block a line.
+template <scatter_config Config>
+__device__ inline void receive_lines(const ll_dispatch_args& args, const own_rank_phase& phase, const packet_step& at,
+                                     i32 first, i32 lines_step) {
+    using packets = row_packets<Config>;
+    const i32 lane = static_cast<i32>(lane_idx());
+    prefetch_line<Config.topk>(args, first);
+    if (shows_failure(at.signs, args.link, lane_op::dispatch)) {
+        return;
+    }
+    bool ok = true;
+    i32 n = first;
+#pragma unroll 1
+    for (i32 r = 1; r < args.link.num_ranks; ++r) {
+        const i32 source =
+            args.link.me + r < args.link.num_ranks ? args.link.me + r : args.link.me + r - args.link.num_ranks;
+        const i32 lines = args.list.line_first[source + 1] - args.list.line_first[source];
+#pragma unroll 1
+        for (; n < lines; n += lines_step) {
+            token_entries t;
+            t.source_rank = source;
+            const u8* line = line_of<Config.topk>(args, source, n);
+            t.source_token = *reinterpret_cast<const i32*>(line);
+            const listed_entry e = read_listed_entry<Config.topk>(args, 0, source, n);
+            t.entry = e.entry;
+            t.slot = e.slot;
+            mark_leaders<Config>(args, t);
+            const u8* record = record_from(args.rows, args.link, at.parity(), source, n, packets::record.bytes());
+#pragma unroll 1
+            for (i32 unit = static_cast<i32>(threadIdx.x); unit - lane < packets::units; unit += Config.threads) {
+                u32 words[packets::words] = {};
+                if (unit < packets::units) {
+                    ok = await_packets<4>(record + unit * packet_size, packets::plane, args.link, source, at.step,
+                                          lane_op::dispatch, words) &&
+                         ok;
+                }
+                ok = __all_sync(full_warp, ok);
+                if (!ok) {
+                    return;
+                }
+                store_unit<Config>(args, t, unit * packets::words * 4, words);
+            }
+            if (threadIdx.x >= Config.threads - 32 && !receive_tail<Config>(args, phase, t, record, at.step)) {
+                return;
+            }
+        }
+        n -= lines;
+    }
+}
+
+template <scatter_config Config>
+__global__ void __launch_bounds__(Config.threads, max_of(1, 1024 / Config.threads))
+    ll_dispatch_kernel(const __grid_constant__ ll_dispatch_args args) {
+    static_assert(Config.input == Config.output, "packets do not convert");
+    wait_for_kernel_before();
+    const packet_step at(args.link, lane_area::row_packets);
+    const own_rank_phase phase(args);
+    const i32 block = static_cast<i32>(blockIdx.x);
+    begin_step(args.link, at, lane_op::dispatch);
+    if (block < args.senders) {
+        send_tokens<Config>(args, phase, at, block, args.senders);
+    } else if (block < args.senders + args.receivers) {
+        receive_lines<Config>(args, phase, at, block - args.senders, args.receivers);
+    } else {
+        constexpr i32 warps = Config.threads / 32;
+        const i32 first = args.senders + args.receivers;
+        fill_unused_rows_inline<Config>(phase, (block - first) * warps + static_cast<i32>(threadIdx.x) / 32,
+                                        (static_cast<i32>(gridDim.x) - first) * warps);
+    }
+    end_step(args.link, at, lane_area::row_packets);
+}
+
+#endif
+
+}  // namespace epjit::templates

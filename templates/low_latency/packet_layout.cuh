@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of few tokens as packets: 16 bytes of which four are the step they belong to, so that a packet tells by itself
+// that it has arrived. Layouts and arguments of the kernels that send and await them.
+#pragma once
+
+#include "base/types.cuh"
+#include "exchange/channel_layout.cuh"
+#include "rows/rows_layout.cuh"
+
+namespace epjit::templates {
+
+inline constexpr i32 packet_size = 16;
+inline constexpr i32 packet_words = 3;  ///< of payload, 4 bytes each; the fourth is the step
+
+/// Packets of one row. Rows go in units of `unit_packets`; packet n of every unit forms a plane, so that the threads of
+/// a warp, a unit each, touch neighbouring packets. What travels beside the row follows in packets of their own.
+struct packet_record {
+    i32 row_bytes;
+    i32 unit_packets;
+    i32 tail_words;
+
+    EPJIT_SHARED constexpr i32 unit_words() const { return unit_packets * packet_words; }
+    EPJIT_SHARED constexpr i32 units() const { return ceil_div(row_bytes, unit_words() * 4); }
+    EPJIT_SHARED constexpr i32 tail_packets() const { return ceil_div(tail_words, packet_words); }
+    EPJIT_SHARED constexpr i64 bytes() const {
+        return (static_cast<i64>(units()) * unit_packets + tail_packets()) * packet_size;
+    }
+};
+
+EPJIT_SHARED constexpr i32 scale_words(i32 hidden, group_scale scales) {
+    return ceil_div(ceil_div(hidden, scale_group) * scale_bytes(scales), 4);
+}
+
+/// A row on its way to its experts, then its scales and the weights of its token's K entries.
+EPJIT_SHARED constexpr packet_record row_record(i32 hidden, element type, group_scale scales, i32 topk) {
+    return {hidden * element_bytes(type), 4, scale_words(hidden, scales) + topk};
+}
+/// A partial sum on its way back.
+EPJIT_SHARED constexpr packet_record sum_record(i32 hidden, element type) {
+    return {hidden * element_bytes(type), 2, 0};
+}
+
+/// Records in every rank's window: [2, R, lines], by the step's parity, source and position.
+struct packet_area {
+    u8* own;
+    i64 offset;  ///< in every window
+    i32 lines;   ///< of one source
+    i32 reserved;
+};
+static_assert(sizeof(packet_area) == 24);
+
+/// Dispatch of one rank. In the grid: blocks that send this rank's tokens, blocks that receive lines, blocks that fill
+/// the rows that no token has.
+struct ll_dispatch_args : scatter_head {
+    rank_link link;
+    packet_area rows;
+    scatter_rank own;  ///< this rank's input, weights and output
+    i32 senders;
+    i32 receivers;
+    i32 own_weight_columns;
+    i32 send_bytes;  ///< 16 where rows of the input may be read in the widest accesses, else less
+};
+static_assert(sizeof(ll_dispatch_args) == 168 + 56 + 24 + 120 + 16);
+
+/// Combine of one rank. In the grid: blocks that send weights, blocks that send sums of the peers' lines, blocks that
+/// sum this rank's tokens.
+struct ll_combine_args : gather_head {
+    rank_link link;
+    packet_area sums;
+    weight_area line_weights;  ///< two of them, used in turn by the step's parity
+    gather_rank own;           ///< this rank's rows, weights and output
+    i32 weight_blocks;         ///< 0: no weights
+    i32 senders;
+    i32 own_weight_columns;
+    i32 weighted;                ///< weights of lines are awaited
+    u8 hosts[max_driven_ranks];  ///< number of each rank's host, in the hosts' order
+};
+static_assert(sizeof(ll_combine_args) == 104 + 56 + 48 + 80 + 16 + 64);
+
+}  // namespace epjit::templates
