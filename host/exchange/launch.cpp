@@ -45,7 +45,7 @@ templates::plan_config plan_config_of(const jit::variant_spec& spec) noexcept {
             .num_ranks = spec.num_ranks,
             .topk = spec.topk,
             .sparse = spec.sparse,
-            .exchange = spec.kind == jit::kernel_kind::exchange_plan,
+            .exchange = spec.kind != jit::kernel_kind::plan,
             .threads = spec.threads};
 }
 

@@ -45,9 +45,11 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 plan = prepare_kernel(context, variants_[i]->get("exchange_plan_kernel"), s.threads,
                                       templates::plan_shared_bytes(plan_config_of(s)), budget);
                 plan_shape = plan_config_of(s);
+                break;
+            case jit::kernel_kind::gathered_plan:
                 // As many tiles as the block may have memory for; a launch asks for what it needs.
                 if (const std::int32_t most = context.max_shared_bytes() - 1024;  // some is the kernel's own
-                    templates::gathered_shared_bytes(plan_shape, 1) <= most) {
+                    templates::gathered_shared_bytes(plan_config_of(s), 1) <= most) {
                     gathered_plan = prepare_kernel(context, variants_[i]->get("gathered_plan_kernel"),
                                                    templates::gathered_plan_threads, most, budget);
                 }

@@ -4,6 +4,7 @@
 #include "epjit/error.hpp"
 #include "templates/base/types.cuh"
 #include "templates/low_latency/packet_layout.cuh"
+#include "templates/plan/gathered_plan_layout.cuh"
 #include "templates/rows/rows_layout.cuh"
 
 #include <fmt/format.h>
@@ -132,6 +133,7 @@ void list_ranks(const variant_request& request, target_arch arch, std::int32_t n
         append_unique(list, plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, sparse));
         if (num_ranks > 1) {
             append_unique(list, exchange_plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, sparse));
+            append_unique(list, gathered_plan_spec(arch, m.num_experts, m.num_experts, num_ranks, m.topk, sparse));
         }
     }
     if (num_ranks > 1) {
@@ -181,6 +183,14 @@ variant_spec exchange_plan_spec(target_arch arch, std::int32_t num_experts, std:
                                 std::int32_t num_ranks, std::int32_t topk, bool sparse) {
     variant_spec s = plan_spec(arch, num_experts, num_slots, num_ranks, topk, sparse);
     s.kind = kernel_kind::exchange_plan;
+    return s;
+}
+
+variant_spec gathered_plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots,
+                                std::int32_t num_ranks, std::int32_t topk, bool sparse) {
+    variant_spec s = plan_spec(arch, num_experts, num_slots, num_ranks, topk, sparse);
+    s.kind = kernel_kind::gathered_plan;
+    s.threads = templates::gathered_plan_threads;
     return s;
 }
 
@@ -386,6 +396,7 @@ std::vector<variant_spec> run_variants(const run_request& r) {
     const bool real = between_real_ranks(r.exchange);
     if (real) {
         list.push_back(exchange_plan_spec(r.arch, r.num_experts, r.num_slots, r.num_ranks, r.topk, sparse));
+        list.push_back(gathered_plan_spec(r.arch, r.num_experts, r.num_slots, r.num_ranks, r.topk, sparse));
         list.push_back(exchange_helpers_spec(r.arch, r.num_ranks, r.topk));
     } else {
         list.push_back(plan_spec(r.arch, r.num_experts, r.num_slots, r.num_ranks, r.topk, sparse));

@@ -89,6 +89,7 @@ variant_spec with_knobs(variant_spec spec, const knobs& values) noexcept {
         case kernel_kind::plan:
         case kernel_kind::weight_gradient:
         case kernel_kind::exchange_plan:
+        case kernel_kind::gathered_plan:
         case kernel_kind::exchange_helpers:
         case kernel_kind::low_latency_dispatch:
         case kernel_kind::low_latency_combine: break;

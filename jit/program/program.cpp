@@ -15,7 +15,8 @@ constexpr std::string_view roots[] = {"plan/plan.cuh",
                                       "exchange/dispatch.cuh",
                                       "exchange/combine.cuh",
                                       "low_latency/dispatch.cuh",
-                                      "low_latency/combine.cuh"};
+                                      "low_latency/combine.cuh",
+                                      "plan/gathered_plan.cuh"};
 
 constexpr program_kernel plan_kernel{"plan_kernel", "epjit::templates::plan_kernel<epjit::templates::config>"};
 constexpr program_kernel scatter_kernel{"scatter_kernel", "epjit::templates::scatter_kernel<epjit::templates::config>"};
@@ -65,11 +66,11 @@ std::string config_text(const variant_spec& s) {
     switch (s.kind) {
         case kernel_kind::plan:
         case kernel_kind::exchange_plan:
+        case kernel_kind::gathered_plan:
             return fmt::format(
                 "plan_config config{{\n    .num_experts = {},\n    .num_slots = {},\n    .num_ranks = {},\n"
                 "    .topk = {},\n    .sparse = {},\n    .exchange = {},\n    .threads = {},\n}};\n",
-                s.num_experts, s.num_slots, s.num_ranks, s.topk, s.sparse, s.kind == kernel_kind::exchange_plan,
-                s.threads);
+                s.num_experts, s.num_slots, s.num_ranks, s.topk, s.sparse, s.kind != kernel_kind::plan, s.threads);
         case kernel_kind::exchange_helpers:
             return fmt::format("exchange_kernels_config config{{\n    .num_ranks = {},\n    .topk = {},\n}};\n",
                                s.num_ranks, s.topk);
@@ -101,7 +102,8 @@ std::vector<program_kernel> kernels_of(const variant_spec& s) {
             return s.stages > 0 ? std::vector{scatter_kernel, scatter_bulk_kernel} : std::vector{scatter_kernel};
         case kernel_kind::unpermute_combine: return {gather_kernel};
         case kernel_kind::weight_gradient: return {weight_gradient_kernel};
-        case kernel_kind::exchange_plan: return {exchange_plan_kernel, gathered_plan_kernel};
+        case kernel_kind::exchange_plan: return {exchange_plan_kernel};
+        case kernel_kind::gathered_plan: return {gathered_plan_kernel};
         case kernel_kind::exchange_dispatch: return {dispatch_kernel};
         case kernel_kind::exchange_combine: return {combine_kernel};
         case kernel_kind::low_latency_dispatch: return {ll_dispatch_kernel};
@@ -124,6 +126,7 @@ std::string_view template_root(kernel_kind kind) noexcept {
         case kernel_kind::unpermute_combine: return roots[2];
         case kernel_kind::weight_gradient: return roots[3];
         case kernel_kind::exchange_plan: return roots[4];
+        case kernel_kind::gathered_plan: return roots[10];
         case kernel_kind::exchange_helpers: return roots[5];
         case kernel_kind::exchange_dispatch: return roots[6];
         case kernel_kind::exchange_combine: return roots[7];

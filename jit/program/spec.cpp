@@ -17,6 +17,7 @@ std::string_view name(kernel_kind kind) noexcept {
         case kernel_kind::unpermute_combine: return "unpermute+combine";
         case kernel_kind::weight_gradient: return "weight_gradient";
         case kernel_kind::exchange_plan: return "exchange_plan";
+        case kernel_kind::gathered_plan: return "gathered_plan";
         case kernel_kind::exchange_helpers: return "exchange_helpers";
         case kernel_kind::exchange_dispatch: return "exchange_dispatch";
         case kernel_kind::exchange_combine: return "exchange_combine";
@@ -58,7 +59,8 @@ std::string describe(const variant_spec& s) {
     if (s.exchange != exchange_kind::automatic) {
         add("exchange", name(s.exchange));
     }
-    const bool plans = s.kind == kernel_kind::plan || s.kind == kernel_kind::exchange_plan;
+    const bool plans =
+        s.kind == kernel_kind::plan || s.kind == kernel_kind::exchange_plan || s.kind == kernel_kind::gathered_plan;
     if (plans) {
         add("E", s.num_experts);
         add("S", s.num_slots);

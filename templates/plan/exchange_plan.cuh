@@ -3,4 +3,3 @@
 #pragma once
 
 #include "plan/exchange_plan_kernel.cuh"
-#include "plan/gathered_plan_kernel.cuh"

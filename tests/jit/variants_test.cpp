@@ -157,18 +157,19 @@ std::vector<kernel_kind> kinds(const std::vector<variant_spec>& list) {
 TEST(variants, the_base_set_of_a_model_is_small_and_complete) {
     using enum kernel_kind;
     const auto list = list_variants({test_model(false), {8}, {hopper}, variant_set::base});
-    EXPECT_THAT(kinds(list),
-                testing::ElementsAre(plan, exchange_plan, exchange_helpers, exchange_dispatch, low_latency_dispatch,
-                                     permute_dispatch, unpermute_combine, exchange_combine, low_latency_combine));
+    EXPECT_THAT(kinds(list), testing::ElementsAre(plan, exchange_plan, gathered_plan, exchange_helpers,
+                                                  exchange_dispatch, low_latency_dispatch, permute_dispatch,
+                                                  unpermute_combine, exchange_combine, low_latency_combine));
     const auto two = list_variants({test_model(false), {1, 8}, {hopper}, variant_set::base});
-    EXPECT_THAT(kinds(two),
-                testing::ElementsAre(plan, permute_dispatch, unpermute_combine, plan, exchange_plan, exchange_helpers,
-                                     exchange_dispatch, low_latency_dispatch, exchange_combine, low_latency_combine));
+    EXPECT_THAT(kinds(two), testing::ElementsAre(plan, permute_dispatch, unpermute_combine, plan, exchange_plan,
+                                                 gathered_plan, exchange_helpers, exchange_dispatch,
+                                                 low_latency_dispatch, exchange_combine, low_latency_combine));
     const auto fp8 = list_variants({test_model(true), {8}, {hopper}, variant_set::base});
     EXPECT_THAT(kinds(fp8),
-                testing::ElementsAre(plan, exchange_plan, exchange_helpers, exchange_dispatch, low_latency_dispatch,
-                                     permute_dispatch, permute_dispatch, exchange_dispatch, low_latency_dispatch,
-                                     permute_dispatch, unpermute_combine, exchange_combine, low_latency_combine));
+                testing::ElementsAre(plan, exchange_plan, gathered_plan, exchange_helpers, exchange_dispatch,
+                                     low_latency_dispatch, permute_dispatch, permute_dispatch, exchange_dispatch,
+                                     low_latency_dispatch, permute_dispatch, unpermute_combine, exchange_combine,
+                                     low_latency_combine));
 }
 
 TEST(variants, are_listed_once_each_in_a_stable_order) {

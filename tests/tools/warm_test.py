@@ -18,9 +18,9 @@ class Warm(CommandTest):
         self.assertEqual(first.status, 0, first.err)
         result = first.json
         variants = result["variants"]
-        # plan, permute+dispatch, unpermute+combine; between real ranks plan, helpers, dispatch, combine, both of few
-        # tokens
-        self.assertEqual(len(variants), 9)
+        # plan, permute+dispatch, unpermute+combine; between real ranks both plans, helpers, dispatch, combine, both
+        # of few tokens
+        self.assertEqual(len(variants), 10)
         self.assertEqual((result["compiled"], result["hits"], result["failed"], result["not_stored"]),
                          (len(variants), 0, 0, 0))
         self.assertGreater(result["wall_ms"], 0)

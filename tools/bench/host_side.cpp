@@ -38,7 +38,7 @@ template <auto Member>
 void watch(host::driver_api& api) {
     auto& function = api.*Member;
     using wrapper = watched<Member, std::remove_reference_t<decltype(function)>>;
-    if (function != wrapper::call) {
+    if (function != nullptr && function != wrapper::call) {
         wrapper::real = function;
         function = wrapper::call;
     }
@@ -52,6 +52,7 @@ void watch_driver(runtime& rt) {
 #define EPJIT_WATCH(member, symbol, ...) watch<&host::driver_api::member>(api);
     EPJIT_DRIVER_FUNCTIONS(EPJIT_WATCH)
 #undef EPJIT_WATCH
+    watch<&host::driver_api::launch_with>(api);
 }
 
 host_cost cost_of(int calls, const std::function<void(int)>& before, const std::function<void()>& call) {

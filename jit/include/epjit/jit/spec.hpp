@@ -26,9 +26,11 @@ enum class kernel_kind : std::uint8_t {
     exchange_combine,      ///< a whole combine through windows
     low_latency_dispatch,  ///< the same of few tokens, in packets that announce themselves
     low_latency_combine,
+    gathered_plan,  ///< one real rank's plan from all ranks' routing
 };
 /// "plan", "permute+dispatch", "unpermute+combine", "weight_gradient", "exchange_plan", "exchange_helpers",
-/// "exchange_dispatch", "exchange_combine", "low_latency_dispatch", "low_latency_combine".
+/// "exchange_dispatch", "exchange_combine", "low_latency_dispatch", "low_latency_combine",
+/// "gathered_plan".
 std::string_view name(kernel_kind) noexcept;
 
 /// A real GPU target such as sm_90a; suffix is 'a', 'f' or 0.

@@ -19,6 +19,9 @@ variant_spec plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t 
 /// One real rank's part of a plan, for every exchange between real ranks.
 variant_spec exchange_plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots,
                                 std::int32_t num_ranks, std::int32_t topk, bool sparse);
+/// The same from all ranks' routing.
+variant_spec gathered_plan_spec(target_arch arch, std::int32_t num_experts, std::int32_t num_slots,
+                                std::int32_t num_ranks, std::int32_t topk, bool sparse);
 /// The small kernels between real ranks: steps, weights, rows on their way back.
 variant_spec exchange_helpers_spec(target_arch arch, std::int32_t num_ranks, std::int32_t topk);
 /// A whole dispatch, or combine, of one real rank through windows. Rows that pass through untouched; `stages` of a
