@@ -32,12 +32,20 @@ void start(scatter_kernel_args& args, const rank_setting& s, const rank_plan& pl
     }
 }
 
-void start(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list) {
+namespace {
+
+templates::gather_head gather_head_of(const rank_plan& plan, const templates::row_list& list) {
     templates::gather_head head{};
     head.list = list;
     head.entries = plan.entries;
     head.layout = static_cast<templates::row_layout>(plan.options.layout);
-    static_cast<templates::gather_head&>(args) = head;
+    return head;
+}
+
+}  // namespace
+
+void start(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list) {
+    static_cast<templates::gather_head&>(args) = gather_head_of(plan, list);
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         args.ranks[r] = {};
         args.ranks[r].host = s.config.rank_hosts[static_cast<std::size_t>(r)];
@@ -250,6 +258,37 @@ void fill_token_gradient_args(gather_kernel_args& args, const rank_setting& s, c
     args.ranks[s.config.first_driven].output = ranks.output;
 }
 
+namespace {
+
+/// Widest access that the rows of `input` allow.
+std::int32_t input_access(const rank_setting& s, const tensor_view& input) {
+    return widest_access(bits_of(s.config.config.hidden * size_of(input.type)) | bits_of(input.data) |
+                         bits_of(stride_bytes(input)));
+}
+
+/// What the heads of both whole combines share; returns the bits of this rank's own rows and output. `few`: of few
+/// tokens.
+template <class Head>
+std::uint64_t start_combine(Head& head, templates::gather_rank& own, const rank_setting& s, const rank_plan& plan,
+                            const combine_args& ranks, reduction order, bool few) {
+    const exchange_config& c = s.config.config;
+    static_cast<templates::gather_head&>(head) = gather_head_of(plan, arrived_lines(s, plan));
+    head.num_tokens = plan.num_tokens;
+    head.order = static_cast<templates::sum_order>(order);
+    head.own_weight_columns = weight_columns(c);
+    head.line_weights = s.way.line_weights(lane_of(plan), few);
+    head.weighted = plan.options.layout != layout::flat ? 1 : 0;
+    own.rows = ranks.rows.data;
+    own.row_stride = stride_bytes(ranks.rows);
+    own.weights = ranks.weights;
+    own.output = ranks.output.data;
+    own.output_stride = stride_bytes(ranks.output);
+    return bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) | bits_of(stride_bytes(ranks.rows)) |
+           bits_of(ranks.output.data) | bits_of(stride_bytes(ranks.output));
+}
+
+}  // namespace
+
 void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank* table, const rank_setting& s,
                         const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options) {
     scatter_kernel_args args;
@@ -275,37 +314,23 @@ void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank*
         rank.local_weights =
             weights ? reinterpret_cast<float*>(s.way.out(travel_area::weights, lane_of(plan), r)) : nullptr;
     }
-    head.send_bytes = widest_access(bits_of(s.config.config.hidden * size_of(ranks.input.type)) |
-                                    bits_of(ranks.input.data) | bits_of(stride_bytes(ranks.input)));
+    head.send_bytes = input_access(s, ranks.input);
 }
 
 void fill_combine_args(templates::combine_head& head, templates::gather_rank* table, const rank_setting& s,
                        const rank_plan& plan, const combine_args& ranks, reduction order) {
-    const exchange_config& c = s.config.config;
     const std::int32_t me = s.config.first_driven;
-    gather_kernel_args args;
-    start(args, s, plan, arrived_lines(s, plan));
-    static_cast<templates::gather_head&>(head) = args;
-    head.num_tokens = plan.num_tokens;
-    head.order = static_cast<templates::sum_order>(order);
-    head.weight_columns = c.topk;
-    head.own_weight_columns = weight_columns(c);
-    head.line_weights = s.way.line_weights(lane_of(plan), false);
-    head.weighted = plan.options.layout != layout::flat ? 1 : 0;
-    std::uint64_t bits = bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) |
-                         bits_of(stride_bytes(ranks.rows)) | bits_of(ranks.output.data) |
-                         bits_of(stride_bytes(ranks.output));
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
-        templates::gather_rank& rank = table[r];
-        rank = args.ranks[r];
+        table[r] = {};
+        table[r].host = s.config.rank_hosts[static_cast<std::size_t>(r)];
+    }
+    std::uint64_t bits = start_combine(head, table[me], s, plan, ranks, order, false);
+    head.weight_columns = s.config.config.topk;
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         if (r == me) {
-            rank.rows = ranks.rows.data;
-            rank.row_stride = stride_bytes(ranks.rows);
-            rank.weights = ranks.weights;
-            rank.output = ranks.output.data;
-            rank.output_stride = stride_bytes(ranks.output);
             continue;
         }
+        templates::gather_rank& rank = table[r];
         rank.rows = s.way.in(travel_area::partials, lane_of(plan), r);
         rank.row_stride = line_stride(s, travel_area::partials);
         rank.output = s.way.out(travel_area::partials, lane_of(plan), r);
@@ -324,31 +349,14 @@ void fill_ll_dispatch_args(templates::ll_dispatch_args& args, const rank_setting
     args.own = all.ranks[s.config.first_driven];
     args.own.weights = ranks.weights;
     args.own_weight_columns = weight_columns(s.config.config);
-    args.send_bytes = widest_access(bits_of(s.config.config.hidden * size_of(ranks.input.type)) |
-                                    bits_of(ranks.input.data) | bits_of(stride_bytes(ranks.input)));
+    args.send_bytes = input_access(s, ranks.input);
     args.rows = s.way.packets(travel_area::rows, lane_of(plan));
 }
 
 void fill_ll_combine_args(templates::ll_combine_args& args, const rank_setting& s, const rank_plan& plan,
                           const combine_args& ranks, reduction order) {
-    const exchange_config& c = s.config.config;
-    gather_kernel_args all;
-    start(all, s, plan, arrived_lines(s, plan));
-    static_cast<templates::gather_head&>(args) = all;
-    args.num_tokens = plan.num_tokens;
-    args.order = static_cast<templates::sum_order>(order);
-    args.own_weight_columns = weight_columns(c);
-    args.vector_bytes = widest_access(bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) |
-                                      bits_of(stride_bytes(ranks.rows)) | bits_of(ranks.output.data) |
-                                      bits_of(stride_bytes(ranks.output)));
-    args.own.rows = ranks.rows.data;
-    args.own.row_stride = stride_bytes(ranks.rows);
-    args.own.weights = ranks.weights;
-    args.own.output = ranks.output.data;
-    args.own.output_stride = stride_bytes(ranks.output);
+    args.vector_bytes = widest_access(start_combine(args, args.own, s, plan, ranks, order, true));
     args.sums = s.way.packets(travel_area::partials, lane_of(plan));
-    args.line_weights = s.way.line_weights(lane_of(plan), true);
-    args.weighted = plan.options.layout != layout::flat ? 1 : 0;
     std::copy(s.config.host_order.begin(), s.config.host_order.end(), args.hosts);
 }
 

@@ -81,9 +81,8 @@ void rank_backend::fill_plan_head(templates::plan_head& head, templates::plan_ra
 
 bool rank_backend::gathers(const plan_options& options) {
     const rank_kernels& k = kernels();
-    const exchange_config& c = config_.config;
-    const exchange_path path = choose_path(c.ll_max_tokens_per_rank, c.max_tokens_per_rank, options.token_bound);
-    if (!is_gathered(options.source, way_->peers_written(), path, k.plan_shape, std::max(1, bound(options)))) {
+    if (!is_gathered(options.source, way_->peers_written(), path_of(options), k.plan_shape,
+                     std::max(1, bound(options)))) {
         return false;
     }
     if (!k.gathered_plan) {
@@ -282,15 +281,19 @@ void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own, bool 
     rows.packets = packets;
 }
 
+void rank_backend::begin_call(const rank_plan& plan, std::int32_t lane, stream_t stream) {
+    way_->check();
+    refuse_early(plan);
+    order_[static_cast<std::size_t>(lane)].on(*comm_.context, stream);
+    take_back(lane);
+}
+
 void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                                  stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
-    way_->check();
-    refuse_early(plan);
     kernels();
     const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    take_back(options.lane);
+    begin_call(plan, options.lane, stream);
     send_rows(plan, ranks[0], options, stream);
 }
 

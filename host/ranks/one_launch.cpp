@@ -10,6 +10,16 @@ namespace {
 /// Blocks of a combine that send the weights before their sums.
 constexpr std::int32_t most_weight_senders = 64;
 
+/// Calls `launch` with the length of the table that `num_ranks` ranks take.
+template <class Launch>
+void with_table(std::int32_t num_ranks, const Launch& launch) {
+    switch (templates::arguments_for_ranks(num_ranks)) {
+        case 8: launch.template operator()<8>(); break;
+        case 32: launch.template operator()<32>(); break;
+        default: launch.template operator()<templates::max_driven_ranks>(); break;
+    }
+}
+
 }  // namespace
 
 template <std::int32_t NumRanks>
@@ -48,21 +58,15 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
         backend::dispatch(p, ranks, options, stream);
         return;
     }
-    way_->check();
-    refuse_early(plan);
     const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    take_back(options.lane);
+    begin_call(plan, options.lane, stream);
     if (few) {
         launch_ll_dispatch(plan, ranks[0], options, stream);
         leave_rows(plan, config_.config.dispatch_type, false, true);
         return;
     }
-    switch (templates::arguments_for_ranks(config_.num_ranks)) {
-        case 8: launch_dispatch<8>(plan, ranks[0], options, stream); break;
-        case 32: launch_dispatch<32>(plan, ranks[0], options, stream); break;
-        default: launch_dispatch<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
-    }
+    with_table(config_.num_ranks,
+               [&]<std::int32_t NumRanks>() { launch_dispatch<NumRanks>(plan, ranks[0], options, stream); });
     leave_rows(plan, config_.config.dispatch_type, false);
 }
 
@@ -94,21 +98,15 @@ void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, c
         backend::combine(p, ranks, options, stream);
         return;
     }
-    way_->check();
-    refuse_early(plan);
     const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    take_back(options.lane);
+    begin_call(plan, options.lane, stream);
     if (few) {
         launch_ll_combine(plan, ranks[0], options, stream);
         report(plan);
         return;
     }
-    switch (templates::arguments_for_ranks(config_.num_ranks)) {
-        case 8: launch_combine<8>(plan, ranks[0], options, stream); break;
-        case 32: launch_combine<32>(plan, ranks[0], options, stream); break;
-        default: launch_combine<templates::max_driven_ranks>(plan, ranks[0], options, stream); break;
-    }
+    with_table(config_.num_ranks,
+               [&]<std::int32_t NumRanks>() { launch_combine<NumRanks>(plan, ranks[0], options, stream); });
     report(plan);
 }
 

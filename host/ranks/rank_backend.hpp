@@ -126,12 +126,19 @@ class rank_backend : public backend {
     template <std::int32_t NumRanks>
     void launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                         stream_t stream);
+    /// Where a dispatch or combine begins, the context current: nothing has failed, and the lane's memory is the
+    /// call's.
+    /// @throws what the plan or the exchange has to say.
+    void begin_call(const rank_plan& plan, std::int32_t lane, stream_t stream);
+    [[nodiscard]] exchange_path path_of(const plan_options& options) const noexcept {
+        return choose_path(config_.config.ll_max_tokens_per_rank, config_.config.max_tokens_per_rank,
+                           options.token_bound);
+    }
     /// Calls bounded by ll_max_tokens_per_rank; equal on every rank, like all that decides. Each part of their grids
     /// needs a block.
     [[nodiscard]] bool few_tokens(const rank_plan& plan) {
         return way_->peers_written() && kernels().ll_dispatch.max_blocks >= 3 && kernels().ll_combine.max_blocks >= 3 &&
-               choose_path(config_.config.ll_max_tokens_per_rank, config_.config.max_tokens_per_rank,
-                           plan.options.token_bound) == exchange_path::low_latency;
+               path_of(plan.options) == exchange_path::low_latency;
     }
     void launch_ll_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
                             stream_t stream);

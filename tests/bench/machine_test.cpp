@@ -5,6 +5,7 @@
 
 #include "epjit/error.hpp"
 #include "host/runtime/runtime_state.hpp"
+#include "tests/bench/fake_gpus.hpp"
 #include "tools/bench/baseline.hpp"
 #include "tools/bench/host_side.hpp"
 #include "tools/bench/ranks_suite.hpp"
@@ -21,23 +22,6 @@ namespace {
 using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
-
-runtime_options with_fakes() {
-    runtime_options o;
-    o.cache_path = "";
-    o.cuda_library = EPJIT_FAKE_CUDA;
-    o.nvrtc_library = EPJIT_FAKE_NVRTC_A;
-    o.nccl_library = EPJIT_NCCL_STUB;
-    o.wait_timeout_ms = o.first_wait_timeout_ms = 5000;
-    return o;
-}
-
-class two_gpus : public ::testing::Test {
-   protected:
-    two_gpus() { setenv("FAKE_CUDA_DEVICES", "2", 1); }
-    ~two_gpus() override { unsetenv("FAKE_CUDA_DEVICES"); }
-    runtime rt{with_fakes()};
-};
 
 TEST_F(two_gpus, every_repetition_of_every_rank_is_timed_after_the_warm_up) {
     bench_machine machine(rt, 0);

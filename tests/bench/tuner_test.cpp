@@ -5,25 +5,15 @@
 
 #include "epjit/error.hpp"
 #include "host/exchange/communicator_state.hpp"
+#include "tests/bench/fake_gpus.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <set>
 
 namespace epjit::tools {
 namespace {
-
-runtime_options with_fakes() {
-    runtime_options o;
-    o.cache_path = "";
-    o.cuda_library = EPJIT_FAKE_CUDA;
-    o.nvrtc_library = EPJIT_FAKE_NVRTC_A;
-    o.nccl_library = EPJIT_NCCL_STUB;
-    o.wait_timeout_ms = o.first_wait_timeout_ms = 5000;
-    return o;
-}
 
 bench_shape small_shape() {
     bench_shape s;
@@ -35,11 +25,8 @@ bench_shape small_shape() {
     return s;
 }
 
-class tuner : public ::testing::Test {
+class tuner : public two_gpus {
    protected:
-    tuner() { setenv("FAKE_CUDA_DEVICES", "2", 1); }
-    ~tuner() override { unsetenv("FAKE_CUDA_DEVICES"); }
-    runtime rt{with_fakes()};
     const tuning_limits limits{.budget_s = 600, .first_repeats = 1, .most_repeats = 2, .cancelled = {}};
 
     void check(const tuning& made, std::size_t dispatches, std::size_t combines) {

@@ -47,9 +47,6 @@ job_times time_steps(bench_machine& machine, const bench_shape& shape, const ben
                 }
             }
         };
-        layer.plan(0);
-        layer.dispatch();
-        layer.combine();
         machine.team().meet();
         const std::uint64_t before = machine.rt().counters().launches;
         machine.team().meet();

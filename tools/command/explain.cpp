@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "epjit/jit/profile.hpp"
 #include "host/dispatcher/dispatcher.hpp"
+#include "host/dispatcher/tuning.hpp"
 #include "host/exchange/backend.hpp"
 #include "tools/command/machine.hpp"
+#include "tools/command/profile_file.hpp"
 #include "tools/command/shape.hpp"
 #include "tools/command/table.hpp"
 #include "tools/command/values.hpp"
@@ -27,7 +29,8 @@ struct subject {
     jit::target_arch arch = default_arch;
     std::int32_t hosts = 1;
     host::exchange_question question;
-    jit::tuning_key key;  ///< but for what the exchange decides
+    exchange_config config;  ///< what knobs and workspace follow from
+    jit::tuning_key key;     ///< but for what the exchange decides
     jit::tuned_knobs knobs;
 };
 
@@ -193,20 +196,22 @@ void settle_knobs(const context& ctx, subject& s, exchange_kind exchange) {
         return;  // no kernels
     }
     const jit::run_request request = request_of(s.run, s.arch);
-    s.key.arch = s.arch;
-    s.key.ranks = s.run.ranks / s.hosts;
-    if (exchange == exchange_kind::loopback) {
-        s.key.link = jit::link_kind::none;
-        s.key.ranks = s.run.ranks;
-    }
-    s.key.hidden = request.hidden;
-    s.key.experts = request.num_experts;
-    s.key.topk = request.topk;
-    s.key.input = request.input;
-    s.key.dispatch = request.wire;
-    s.key.scales = request.scales;
-    s.key.combine = request.combine;
-    s.key.tokens = static_cast<std::int32_t>(s.question.largest.tokens);
+    s.config.kind = exchange;
+    s.config.hidden = request.hidden;
+    s.config.num_experts = request.num_experts;
+    s.config.topk = request.topk;
+    s.config.input_type = request.input;
+    s.config.dispatch_type = request.wire;
+    s.config.scales = request.scales;
+    s.config.combine_type = request.combine;
+    s.config.max_tokens_per_rank = static_cast<std::int32_t>(s.question.largest.tokens);
+    const bool one_gpu = exchange == exchange_kind::loopback;
+    jit::tuning_key key = host::key_of(s.config);
+    key.gpu = s.key.gpu;
+    key.arch = s.arch;
+    key.link = one_gpu ? jit::link_kind::none : s.key.link;
+    key.ranks = one_gpu ? s.run.ranks : s.run.ranks / s.hosts;
+    s.key = key;
     std::vector<const jit::profile*> profiles{&jit::builtin_profile()};
     if (own) {
         profiles.insert(profiles.begin(), &*own);
@@ -220,36 +225,18 @@ std::optional<std::uint64_t> workspace_bytes(const subject& s, exchange_kind exc
         return std::nullopt;
     }
     host::resolved_config resolved;
-    exchange_config& c = resolved.config;
-    c.kind = exchange;
-    c.hidden = s.key.hidden;
-    c.topk = s.key.topk;
-    c.input_type = s.key.input.value_or(dtype::bf16);
-    c.dispatch_type = s.key.dispatch.value_or(dtype::bf16);
-    c.scales = s.key.scales.value_or(scale_type::none);
-    c.combine_type = s.key.combine.value_or(dtype::bf16);
-    c.max_tokens_per_rank = s.key.tokens;
+    resolved.config = s.config;
     resolved.num_ranks = s.run.ranks;
-    resolved.placement.num_slots = s.key.experts;
+    resolved.placement.num_slots = s.config.num_experts;
     return static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
-}
-
-nlohmann::ordered_json values_json(const jit::knobs& values, bool of_programs) {
-    auto object = nlohmann::ordered_json::object();
-    for (const jit::knob_info& k : jit::knob_infos()) {
-        if (k.of_program == of_programs && values.*k.field != 0) {
-            object[std::string(k.name)] = values.*k.field;
-        }
-    }
-    return object;
 }
 
 nlohmann::ordered_json knobs_json(const subject& s) {
     const std::int32_t tokens = s.key.tokens;
     return {{"launches_from", name(s.knobs.launches_from(s.run.layout, tokens))},
-            {"launches", values_json(s.knobs.launches(s.run.layout, tokens), false)},
+            {"launches", json_of(s.knobs.launches(s.run.layout, tokens).of_launches())},
             {"programs_from", name(s.knobs.programs_from())},
-            {"programs", values_json(s.knobs.programs(), true)}};
+            {"programs", json_of(s.knobs.programs().of_programs())}};
 }
 
 std::string knobs_text(const subject& s) {

@@ -47,6 +47,16 @@ jit::profile existing_profile(const std::string& path) {
     return ::access(path.c_str(), F_OK) == 0 ? jit::load_profile(path) : jit::profile{};
 }
 
+nlohmann::ordered_json json_of(const jit::knobs& values) {
+    auto object = nlohmann::ordered_json::object();
+    for (const jit::knob_info& k : jit::knob_infos()) {
+        if (values.*k.field != 0) {
+            object[std::string(k.name)] = values.*k.field;
+        }
+    }
+    return object;
+}
+
 void require_writable(const std::string& path) {
     if (::access(folder_of(path).c_str(), W_OK | X_OK) != 0) {
         refuse(path, "its folder", errno);

@@ -3,6 +3,8 @@
 
 #include "epjit/jit/profile.hpp"
 
+#include <nlohmann/json.hpp>
+
 #include <span>
 #include <string>
 
@@ -10,6 +12,9 @@ namespace epjit::tools {
 
 /// The profile in the file, without entries where there is no file. @throws config_error, unsupported_error.
 jit::profile existing_profile(const std::string& path);
+
+/// The knobs that are set, under their names in a profile.
+nlohmann::ordered_json json_of(const jit::knobs& values);
 
 /// @throws command_error (status 1) where no file can be made beside `path`: known before the work, not after it.
 void require_writable(const std::string& path);

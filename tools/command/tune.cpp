@@ -81,16 +81,6 @@ std::unique_ptr<bench_machine> open_machine(const context& ctx, runtime& rt, con
     return ranks == 1 ? std::make_unique<bench_machine>(rt, one_gpu{}) : std::make_unique<bench_machine>(rt, ranks);
 }
 
-nlohmann::ordered_json knobs_json(const jit::knobs& values) {
-    auto object = nlohmann::ordered_json::object();
-    for (const jit::knob_info& k : jit::knob_infos()) {
-        if (values.*k.field != 0) {
-            object[std::string(k.name)] = values.*k.field;
-        }
-    }
-    return object;
-}
-
 nlohmann::ordered_json to_json(const std::vector<bench_shape>& shapes, const std::vector<tuning>& tunings,
                                const std::string& out) {
     std::vector<jit::profile_entry> entries;
@@ -104,7 +94,7 @@ nlohmann::ordered_json to_json(const std::vector<bench_shape>& shapes, const std
             candidates.push_back({{"shape", shapes[i].text()},
                                   {"tokens", shapes[i].tokens},
                                   {"job", name(c.job)},
-                                  {"knobs", knobs_json(c.values)},
+                                  {"knobs", json_of(c.values)},
                                   {"us", c.result.us && !c.result.refused ? nlohmann::ordered_json(*c.result.us)
                                                                           : nlohmann::ordered_json()},
                                   {"repeats", c.result.repeats},
