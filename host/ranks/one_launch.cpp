@@ -34,12 +34,11 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
     // Equal on every rank: the receivers look for the flags that the senders raise.
     const std::int32_t tokens = bound(plan);
     const jit::knobs& tuned = knobs(plan);
-    const std::int32_t most_senders = tuned.dispatch_senders;
-    args.chunk =
-        tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk : std::clamp(tokens / (2 * most_senders * movers), 1, 4);
+    args.chunk = std::max(1, tuned.dispatch_chunk);
+    const std::int32_t sent_at_once = args.chunk * kernels().dispatch_send_movers;
     const std::int32_t half = std::max(1, kernel.max_blocks / 2);
     args.senders =
-        std::clamp((tokens + args.chunk * movers - 1) / (args.chunk * movers), 1, std::min(most_senders, half));
+        std::clamp((tokens + sent_at_once - 1) / sent_at_once, 1, std::min(tuned.dispatch_senders, half));
     const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
     const std::int64_t fill = args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
     const std::int64_t others =

@@ -3,6 +3,7 @@
 
 #include "epjit/error.hpp"
 #include "templates/base/types.cuh"
+#include "templates/exchange/dispatch_layout.cuh"
 #include "templates/low_latency/packet_layout.cuh"
 #include "templates/plan/gathered_plan_layout.cuh"
 #include "templates/rows/rows_layout.cuh"
@@ -276,6 +277,13 @@ variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, st
     variant_spec s = scatter_spec(arch, exchange_kind::lsa, num_ranks, hidden, topk, type, type, scales);
     s.kind = kernel_kind::exchange_dispatch;
     s.threads = 0;
+    const std::int64_t row_bytes = hidden * size_of(type);
+    s.stages = bulk_stages(
+        arch,
+        templates::dispatch_stage_bytes(
+            static_cast<templates::i32>(row_bytes),
+            templates::bulk_scale_bytes(hidden, static_cast<templates::group_scale>(scales)), topk),
+        false);
     // A warp waits for a line's place and flag before it moves the row: several share the stages, three each.
     s.movers = std::clamp(s.stages / 3, 1, 8);
     return s;
