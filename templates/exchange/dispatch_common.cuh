@@ -14,9 +14,44 @@ namespace epjit::templates {
 #if defined(__CUDACC__)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-/// One half of the dispatch as the row functions take it.
+/// The dispatch as the row functions take it, in shared memory: what loops read over and over would come from the L2
+/// time and again, since each acquire empties the L1.
+template <scatter_config Config>
 struct dispatch_phase : scatter_head {
-    const scatter_rank* ranks;
+    scatter_rank ranks[Config.num_ranks];
+    i32 first_lines[Config.num_ranks + 1];  ///< list.line_first
+    i32 sent[dispatch_send_movers(Config)];  ///< of a sending block: chunks of each mover whose rows have arrived
+    bool metadata;                           ///< something is written beside the rows of this rank
+    static_assert(sizeof(scatter_head) + sizeof(ranks) <= dispatch_static_bytes(Config.num_ranks));
+
+    /// From the arguments, before the kernel in front has ended. Called by the block, which meets before it is read.
+    template <class Args>
+    __device__ __forceinline__ void take(const Args& args, bool sends) {
+        const i32 thread = static_cast<i32>(threadIdx.x);
+        if (thread == 0) {
+            static_cast<scatter_head&>(*this) = args;
+            list.line_first = first_lines;
+            if (sends) {
+                list.lines = nullptr;  // what is sent is known by its entries
+            }
+            const scatter_rank& own = args.ranks[args.link.me];
+            metadata = own.row_source != nullptr || own.row_weights != nullptr || own.local_ids != nullptr ||
+                       own.local_weights != nullptr;
+        }
+        for (i32 r = thread; r < args.link.num_ranks; r += dispatch_threads(Config)) {
+            ranks[r] = args.ranks[r];
+        }
+        if (thread < dispatch_send_movers(Config)) {
+            sent[thread] = 0;
+        }
+    }
+    /// What the plan's kernel has written.
+    template <class Args>
+    __device__ __forceinline__ void take_lines(const Args& args) {
+        for (i32 r = static_cast<i32>(threadIdx.x); r <= args.link.num_ranks; r += dispatch_threads(Config)) {
+            first_lines[r] = args.list.line_first[r];
+        }
+    }
 };
 
 /// A mover of one of `Movers` warps that share a block's stages. Where a row goes is loaded beside it, so that nobody
@@ -27,7 +62,7 @@ using dispatch_mover =
 
 /// Whether bulk copies may take scales beside the rows, from and to every rank. Called by whole warps.
 template <scatter_config Config>
-__device__ __forceinline__ bool scales_move_along(const dispatch_phase& phase) {
+__device__ __forceinline__ bool scales_move_along(const dispatch_phase<Config>& phase) {
     u64 bits = 0;
     if constexpr (bulk_scale_bytes(Config) != 0) {
 #pragma unroll 1
@@ -55,7 +90,7 @@ struct row_source {
 
 /// Scales of a token's rows where they did not move with the rows.
 template <scatter_config Config>
-__device__ __forceinline__ void copy_other_scales(const dispatch_phase& phase, const token_entries& t, bool moved) {
+__device__ __forceinline__ void copy_other_scales(const dispatch_phase<Config>& phase, const token_entries& t, bool moved) {
     if constexpr (Config.scales != group_scale::none) {
         if (!moved) {
             copy_scales<Config>(phase, t);
@@ -65,7 +100,7 @@ __device__ __forceinline__ void copy_other_scales(const dispatch_phase& phase, c
 
 /// A row by one warp, an element at a time: for tensors that no copy of 16 bytes may touch.
 template <scatter_config Config>
-__device__ __forceinline__ void copy_elements(const dispatch_phase& phase, const token_entries& t, const u8* from) {
+__device__ __forceinline__ void copy_elements(const dispatch_phase<Config>& phase, const token_entries& t, const u8* from) {
     constexpr i32 size = element_bytes(Config.output);
     for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
         const i32 leader = __ffs(static_cast<i32>(leaders)) - 1;

@@ -25,34 +25,30 @@ struct expand_walk {
     i32 peers_end;
     i32 step;
 
-    template <class Args>
-    __device__ __forceinline__ expand_walk(const Args& args, i32 first, i32 lines_step)
-        : own(first), own_end(lines_of(args, args.link.me)), peers(first), peers_end(0), step(lines_step) {
+    __device__ __forceinline__ expand_walk(const row_list& list, i32 first, i32 lines_step)
+        : own(first), own_end(lines_of(list, list.me)), peers(first), peers_end(0), step(lines_step) {
 #pragma unroll 1
-        for (i32 r = 0; r < args.link.num_ranks; ++r) {
-            peers_end = max_of(peers_end, r == args.link.me ? 0 : lines_of(args, r));
+        for (i32 r = 0; r < list.num_ranks; ++r) {
+            peers_end = max_of(peers_end, r == list.me ? 0 : lines_of(list, r));
         }
-        peers_end *= args.link.num_ranks - 1;
+        peers_end *= list.num_ranks - 1;
     }
     __device__ __forceinline__ bool ended() const { return own >= own_end && peers >= peers_end; }
 
-    template <class Args>
-    __device__ __forceinline__ static i32 lines_of(const Args& args, i32 rank) {
-        return args.list.line_first[rank + 1] - args.list.line_first[rank];
+    __device__ __forceinline__ static i32 lines_of(const row_list& list, i32 rank) {
+        return list.line_first[rank + 1] - list.line_first[rank];
     }
-    template <class Args>
-    __device__ __forceinline__ static line_place own_line(const Args& args, i32 number) {
-        return {args.list.line_first[args.link.me] + number, args.link.me};
+    __device__ __forceinline__ static line_place own_line(const row_list& list, i32 number) {
+        return {list.line_first[list.me] + number, list.me};
     }
     /// False: the peer has no such line.
-    template <class Args>
-    __device__ __forceinline__ static bool peer_line(const Args& args, i32 number, line_place& place) {
-        const i32 others = args.link.num_ranks - 1;
-        const i32 local = number / others;
-        place.rank = args.link.me + 1 + number % others;
-        place.rank -= place.rank >= args.link.num_ranks ? args.link.num_ranks : 0;
-        place.n = args.list.line_first[place.rank] + local;
-        return local < lines_of(args, place.rank);
+    __device__ __forceinline__ static bool peer_line(const row_list& list, i32 number, line_place& place) {
+        const i32 others = list.num_ranks - 1;
+        const i32 local = others == 1 ? number : number / others;
+        place.rank = list.me + 1 + number - local * others;
+        place.rank -= place.rank >= list.num_ranks ? list.num_ranks : 0;
+        place.n = list.line_first[place.rank] + local;
+        return local < lines_of(list, place.rank);
     }
 };
 
@@ -69,19 +65,19 @@ struct line_source : row_source {
 
 /// Where a line and its row lie, and the chunk it came in.
 template <scatter_config Config, class Args>
-__device__ __forceinline__ line_source find_line(const Args& args, const dispatch_phase& phase,
+__device__ __forceinline__ line_source find_line(const Args& args, const dispatch_phase<Config>& phase,
                                                  const line_place& place, bool scales, awaited_chunk& chunk) {
     const scatter_rank& from = phase.ranks[place.rank];
     const i32 local = list_local_of(phase, place.n, place.rank);
     const u8* line = line_of<Config.topk>(phase, place.rank, local);
     const i32 token = *reinterpret_cast<const i32*>(line);
-    chunk = {place.rank, token / args.chunk};
+    chunk = {place.rank, args.chunk == 1 ? token : token / args.chunk};
     return {row_source(from, from.by_token != 0 ? token : local, scales), line};
 }
 
 /// Where a line's row goes, from the `line` itself. Called by whole warps.
 template <scatter_config Config>
-__device__ __forceinline__ token_entries line_entries(const dispatch_phase& phase, const line_place& place,
+__device__ __forceinline__ token_entries line_entries(const dispatch_phase<Config>& phase, const line_place& place,
                                                       const u8* line) {
     token_entries t;
     const i32 lane = static_cast<i32>(lane_idx());
@@ -132,7 +128,7 @@ struct expander {
 
     /// Takes rows of the peers that have arrived, in their order, no more than `room`. True: the next one has not.
     template <class Args>
-    __device__ __forceinline__ bool take_arrived(const Args& args, const dispatch_phase& phase, expand_walk& walk,
+    __device__ __forceinline__ bool take_arrived(const Args& args, const dispatch_phase<Config>& phase, expand_walk& walk,
                                                  i32 room, u32 step, awaited_chunk& blocking) {
         const i32 lane = static_cast<i32>(lane_idx());
         const i32 looked_at = min_of(room + 2, 32);
@@ -143,7 +139,7 @@ struct expander {
         awaited_chunk chunk;
         bool there = false;
         bool missing = false;
-        if (!ended && expand_walk::peer_line(args, number, place)) {
+        if (!ended && expand_walk::peer_line(phase.list, number, place)) {
             source = find_line<Config>(args, phase, place, scales, chunk);
             there = flag_is_seen(args.flags, chunk.rank, chunk.chunk, step);
             missing = !there;
@@ -166,7 +162,7 @@ struct expander {
     }
 
     template <class Args>
-    __device__ __forceinline__ void take_own(const Args& args, const dispatch_phase& phase, expand_walk& walk,
+    __device__ __forceinline__ void take_own(const Args& args, const dispatch_phase<Config>& phase, expand_walk& walk,
                                              i32 room) {
         const i32 lane = static_cast<i32>(lane_idx());
         const i32 number = walk.own + lane * walk.step;
@@ -179,7 +175,7 @@ struct expander {
         line_source source;
         awaited_chunk chunk;
         if (there) {
-            place = expand_walk::own_line(args, number);
+            place = expand_walk::own_line(phase.list, number);
             source = find_line<Config>(args, phase, place, scales, chunk);
         }
         load(count, there ? lane : -1, place, source);
@@ -189,7 +185,7 @@ struct expander {
 
 /// Expands a warp's lines, each as soon as it is there.
 template <scatter_config Config, class Args>
-__device__ void expand_lines(const Args& args, const dispatch_phase& phase, u8* rows, u64* barriers, line_place* queue,
+__device__ void expand_lines(const Args& args, const dispatch_phase<Config>& phase, u8* rows, u64* barriers, line_place* queue,
                              expand_walk walk, u32 step) {
     using expander_type = expander<Config>;
     constexpr i32 most = expander_type::mover_type::stages - 1;
@@ -221,7 +217,9 @@ __device__ void expand_lines(const Args& args, const dispatch_phase& phase, u8* 
         ring.mover.store(phase, t, ring.scales);
         ring.head = ring.stage(1);
         --ring.loading;
-        write_metadata<Config>(phase, t);
+        if (phase.metadata) {
+            write_metadata<Config>(phase, t);
+        }
         copy_other_scales<Config>(phase, t, ring.scales);
     }
     bulk_wait<0>();
@@ -229,17 +227,19 @@ __device__ void expand_lines(const Args& args, const dispatch_phase& phase, u8* 
 
 /// One line's row without bulk copies.
 template <scatter_config Config, class Args>
-__device__ __forceinline__ void expand_by_elements(const Args& args, const dispatch_phase& phase,
+__device__ __forceinline__ void expand_by_elements(const Args& args, const dispatch_phase<Config>& phase,
                                                    const line_place& place, const line_source& source) {
     const token_entries t = read_entries<Config>(phase, place.n, place.rank);
     copy_elements<Config>(phase, t, source.row);
-    write_metadata<Config>(phase, t);
+    if (phase.metadata) {
+        write_metadata<Config>(phase, t);
+    }
     copy_other_scales<Config>(phase, t, false);
 }
 
 /// expand_lines without bulk copies.
 template <scatter_config Config, class Args>
-__device__ __noinline__ void expand_elements(const Args& args, const dispatch_phase& phase, expand_walk walk,
+__device__ __noinline__ void expand_elements(const Args& args, const dispatch_phase<Config>& phase, expand_walk walk,
                                              u32 step) {
     awaited_chunk chunk;
 #pragma unroll 1
@@ -247,11 +247,11 @@ __device__ __noinline__ void expand_elements(const Args& args, const dispatch_ph
         line_place place;
         bool there = false;
         if (walk.own < walk.own_end) {
-            place = expand_walk::own_line(args, walk.own);
+            place = expand_walk::own_line(phase.list, walk.own);
             there = true;
             walk.own += walk.step;
         } else {
-            there = expand_walk::peer_line(args, walk.peers, place);
+            there = expand_walk::peer_line(phase.list, walk.peers, place);
             walk.peers += walk.step;
         }
         if (!there) {
@@ -268,7 +268,7 @@ __device__ __noinline__ void expand_elements(const Args& args, const dispatch_ph
 
 /// The whole part of an expanding block.
 template <scatter_config Config, class Args>
-__device__ __forceinline__ void expand_part(const Args& args, const dispatch_phase& phase, u8* memory, u32 step) {
+__device__ __forceinline__ void expand_part(const Args& args, const dispatch_phase<Config>& phase, u8* memory, u32 step) {
     constexpr i32 movers = scatter_movers(Config);
     using mover_type = dispatch_mover<Config, movers>;
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
@@ -278,7 +278,7 @@ __device__ __forceinline__ void expand_part(const Args& args, const dispatch_pha
         fill_unused_rows<Config>(args, block, blocks);
         return;
     }
-    const expand_walk walk(args, block * movers + warp, blocks * movers);
+    const expand_walk walk(phase.list, block * movers + warp, blocks * movers);
     if (args.vector_bytes == 16) {
         u64* barriers = reinterpret_cast<u64*>(memory + movers * mover_type::ring_bytes);
         line_place* queues = reinterpret_cast<line_place*>(barriers + movers * mover_type::stages);

@@ -19,21 +19,18 @@ template <scatter_config Config>
 __global__ void __launch_bounds__(dispatch_threads(Config), 1)
     dispatch_kernel(const __grid_constant__ dispatch_args<Config.num_ranks> args) {
     static_assert(Config.input == Config.output, "bulk copies do not convert");
-    __shared__ i32 sent[dispatch_send_movers(Config)];
+    __shared__ dispatch_phase<Config> phase;
     extern __shared__ __align__(128) u8 memory[];
-    if (threadIdx.x < dispatch_send_movers(Config)) {
-        sent[threadIdx.x] = 0;
-    }
+    const bool sends = static_cast<i32>(blockIdx.x) < args.senders;
+    phase.take(args, sends);
     wait_for_kernel_before();
+    phase.take_lines(args);
     if (__syncthreads_or(exchange_failed(args.link, lane_op::dispatch) ? 1 : 0) != 0) {
         return;
     }
     const u32 step = args.link.control->lanes[args.link.lane].step + 1;
-    dispatch_phase phase;
-    static_cast<scatter_head&>(phase) = args;
-    phase.ranks = args.ranks;
-    if (static_cast<i32>(blockIdx.x) < args.senders) {
-        send_part<Config>(args, phase, memory, sent, step);
+    if (sends) {
+        send_part<Config>(args, phase, memory, step);
     } else {
         expand_part<Config>(args, phase, memory, step);
     }

@@ -37,6 +37,11 @@ EPJIT_SHARED constexpr i32 dispatch_threads(const scatter_config& c) {
     return (max_of(scatter_movers(c), dispatch_send_movers(c)) + 1) * 32;
 }
 
+/// Shared memory that dispatch_kernel has for its table of ranks.
+EPJIT_SHARED constexpr i32 dispatch_static_bytes(i32 num_ranks) {
+    return static_cast<i32>(sizeof(scatter_head)) + num_ranks * (static_cast<i32>(sizeof(scatter_rank)) + 4) + 64;
+}
+
 /// Dynamic shared memory of dispatch_kernel: the stages' rows with what travels beside them, a barrier and a line's
 /// place for each.
 EPJIT_SHARED constexpr i32 dispatch_stage_bytes(i32 row_bytes, i32 scale_bytes, i32 topk) {

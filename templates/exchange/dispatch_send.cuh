@@ -16,8 +16,10 @@ struct chunk_walk {
     i32 warp;
     i32 warps;
 
-    __device__ __forceinline__ i32 chunk_of(i32 j) const { return warp + j / chunk * warps; }
-    __device__ __forceinline__ i32 token_of(i32 j) const { return chunk_of(j) * chunk + j % chunk; }
+    __device__ __forceinline__ i32 chunk_of(i32 j) const { return warp + (chunk == 1 ? j : j / chunk) * warps; }
+    __device__ __forceinline__ i32 token_of(i32 j) const {
+        return chunk == 1 ? warp + j * warps : chunk_of(j) * chunk + j % chunk;
+    }
 };
 
 /// A token's rows as its rank sends them: one to each other rank, at the line's position there. Called by whole warps;
@@ -45,7 +47,7 @@ template <scatter_config Config>
 class weights_sender {
    public:
     template <class Args>
-    __device__ __forceinline__ void take(const Args& args, const dispatch_phase& phase, const token_entries& t) {
+    __device__ __forceinline__ void take(const Args& args, const dispatch_phase<Config>& phase, const token_entries& t) {
         const float* weights = phase.ranks[args.link.me].weights;
         to_ = nullptr;
         if (weights != nullptr && t.has_row() && phase.ranks[t.entry.rank].local_weights != nullptr) {
@@ -68,7 +70,7 @@ class weights_sender {
 
 /// Sends the rows of one warp's chunks, loads ahead of stores. `sent` counts the chunks whose rows have arrived.
 template <scatter_config Config, class Args>
-__device__ void send_rows(const Args& args, const dispatch_phase& phase, u8* rows, u64* barriers,
+__device__ void send_rows(const Args& args, const dispatch_phase<Config>& phase, u8* rows, u64* barriers,
                           const chunk_walk& walk, i32* sent) {
     using mover_type = dispatch_mover<Config, dispatch_send_movers(Config)>;
     // As many stages hold rows that stores still read as hold rows to come.
@@ -140,7 +142,7 @@ __device__ void send_rows(const Args& args, const dispatch_phase& phase, u8* row
 
 /// send_rows without bulk copies.
 template <scatter_config Config, class Args>
-__device__ __noinline__ void send_elements(const Args& args, const dispatch_phase& phase, const chunk_walk& walk,
+__device__ __noinline__ void send_elements(const Args& args, const dispatch_phase<Config>& phase, const chunk_walk& walk,
                                            i32* sent) {
     const scatter_rank& own = phase.ranks[args.link.me];
     const i32 lane = static_cast<i32>(lane_idx());
@@ -201,15 +203,15 @@ __device__ void tell_peers(const Args& args, const chunk_walk& first, i32 movers
     }
 }
 
-/// The whole part of a sending block. `sent`: a word of shared memory for every mover, zero.
+/// The whole part of a sending block.
 template <scatter_config Config, class Args>
-__device__ __forceinline__ void send_part(const Args& args, dispatch_phase& phase, u8* memory, i32* sent, u32 step) {
+__device__ __forceinline__ void send_part(const Args& args, dispatch_phase<Config>& phase, u8* memory, u32 step) {
     constexpr i32 movers = dispatch_send_movers(Config);
     using mover_type = dispatch_mover<Config, movers>;
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
     const i32 first = static_cast<i32>(blockIdx.x) * movers;
     const i32 warps = args.senders * movers;
-    phase.list.lines = nullptr;  // what is sent is known by its entries
+    i32* sent = phase.sent;
     if (warp == movers) {
         tell_peers(args, chunk_walk{args.chunk, first, warps}, movers, sent, step);
         return;
