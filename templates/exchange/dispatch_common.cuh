@@ -14,13 +14,28 @@ namespace epjit::templates {
 #if defined(__CUDACC__)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
+/// What a stage holds: a line of the list and its source, or a token and its chunk.
+struct line_place {
+    i32 n = 0;
+    i32 rank = 0;
+};
+
+/// Chunks that a mover has sent, in its order, for the warp that tells the peers of them.
+struct sent_chunks {
+    static constexpr i32 most = 32;
+    i32 chunk[most];  ///< number k at k % most
+    i32 arrived;      ///< of them, those whose rows are there
+    i32 told;
+    i32 ended;  ///< no more will come
+};
+
 /// The dispatch as the row functions take it, in shared memory: what loops read over and over would come from the L2
 /// time and again, since each acquire empties the L1.
 template <scatter_config Config>
 struct dispatch_phase : scatter_head {
     scatter_rank ranks[Config.num_ranks];
     i32 first_lines[Config.num_ranks + 1];  ///< list.line_first
-    i32 sent[dispatch_send_movers(Config)];  ///< of a sending block: chunks of each mover whose rows have arrived
+    sent_chunks sent[dispatch_send_movers(Config)];  ///< of a sending block, by its movers
     bool metadata;                           ///< something is written beside the rows of this rank
     static_assert(sizeof(scatter_head) + sizeof(ranks) <= dispatch_static_bytes(Config.num_ranks));
 
@@ -42,7 +57,9 @@ struct dispatch_phase : scatter_head {
             ranks[r] = args.ranks[r];
         }
         if (thread < dispatch_send_movers(Config)) {
-            sent[thread] = 0;
+            sent[thread].arrived = 0;
+            sent[thread].told = 0;
+            sent[thread].ended = 0;
         }
     }
     /// What the plan's kernel has written.

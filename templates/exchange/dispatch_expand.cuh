@@ -11,12 +11,6 @@ namespace epjit::templates {
 #if defined(__CUDACC__)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-/// A line of the list.
-struct line_place {
-    i32 n = 0;
-    i32 rank = 0;
-};
-
 /// The lines of one warp: every `step`-th of this rank's own, and of the peers', which are numbered round the ranks.
 struct expand_walk {
     i32 own;

@@ -39,7 +39,7 @@ EPJIT_SHARED constexpr i32 dispatch_threads(const scatter_config& c) {
 
 /// Shared memory that dispatch_kernel has for its table of ranks.
 EPJIT_SHARED constexpr i32 dispatch_static_bytes(i32 num_ranks) {
-    return static_cast<i32>(sizeof(scatter_head)) + num_ranks * (static_cast<i32>(sizeof(scatter_rank)) + 4) + 64;
+    return static_cast<i32>(sizeof(scatter_head)) + num_ranks * (static_cast<i32>(sizeof(scatter_rank)) + 4) + 1024;
 }
 
 /// Dynamic shared memory of dispatch_kernel: the stages' rows with what travels beside them, a barrier and a line's

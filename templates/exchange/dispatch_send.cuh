@@ -10,16 +10,45 @@ namespace epjit::templates {
 #if defined(__CUDACC__)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-/// Chunks of tokens that one warp sends: every `warps`-th, from `warp` on. Token number j of the warp.
-struct chunk_walk {
-    i32 chunk;  ///< tokens of a chunk
-    i32 warp;
-    i32 warps;
-
-    __device__ __forceinline__ i32 chunk_of(i32 j) const { return warp + (chunk == 1 ? j : j / chunk) * warps; }
-    __device__ __forceinline__ i32 token_of(i32 j) const {
-        return chunk == 1 ? warp + j * warps : chunk_of(j) * chunk + j % chunk;
+/// The tokens that a warp sends: chunks of `size`, each taken by the warp that wants work next, so that all end at the
+/// same time. The next chunk is on its way while one is worked on. Called by whole warps.
+class chunk_taker {
+   public:
+    __device__ __forceinline__ chunk_taker(u32* taken, i32 size, i32 tokens)
+        : taken_(taken), size_(size), tokens_(tokens), chunks_(size == 1 ? tokens : ceil_div(tokens, size)) {
+        fetch();
     }
+
+    /// The next token, or -1: none is left. `chunk`: its number.
+    __device__ __forceinline__ i32 next(i32& chunk) {
+        if (token_ == end_) {
+            chunk_ = __shfl_sync(full_warp, next_, 0);
+            if (chunk_ >= chunks_) {
+                return -1;
+            }
+            fetch();
+            token_ = chunk_ * size_;
+            end_ = min_of(token_ + size_, tokens_);
+        }
+        chunk = chunk_;
+        return token_++;
+    }
+
+   private:
+    __device__ __forceinline__ void fetch() {
+        if (lane_idx() == 0) {
+            next_ = static_cast<i32>(add_relaxed_gpu(taken_, 1));
+        }
+    }
+
+    u32* taken_;
+    i32 size_;
+    i32 tokens_;
+    i32 chunks_;
+    i32 next_ = 0;
+    i32 chunk_ = 0;
+    i32 token_ = 0;
+    i32 end_ = 0;
 };
 
 /// A token's rows as its rank sends them: one to each other rank, at the line's position there. Called by whole warps;
@@ -68,49 +97,94 @@ class weights_sender {
     float weight_ = 0.0f;
 };
 
-/// Sends the rows of one warp's chunks, loads ahead of stores. `sent` counts the chunks whose rows have arrived.
+/// A mover's side of its list of chunks. Called by whole warps.
+class chunk_notes {
+   public:
+    __device__ __forceinline__ explicit chunk_notes(sent_chunks& list) : list_(list) {}
+
+    /// One more chunk is being sent.
+    __device__ __forceinline__ void begin(i32 chunk) {
+        while (begun_ - ld_acquire_block(&list_.told) >= sent_chunks::most) {
+            sleep_ns(40);  // the telling warp waits for nobody
+        }
+        if (lane_idx() == 0) {
+            list_.chunk[begun_ % sent_chunks::most] = chunk;
+        }
+        ++begun_;
+    }
+    /// The rows of the `count` first chunks are there: what all lanes have written.
+    __device__ __forceinline__ void arrived(i32 count) {
+        __syncwarp();
+        if (lane_idx() == 0) {
+            st_release_block(&list_.arrived, count);
+        }
+    }
+    __device__ __forceinline__ void end() {
+        arrived(begun_);
+        if (lane_idx() == 0) {
+            st_release_block(&list_.ended, 1);
+        }
+    }
+    [[nodiscard]] __device__ __forceinline__ i32 begun() const { return begun_; }
+
+   private:
+    sent_chunks& list_;
+    i32 begun_ = 0;
+};
+
+/// Sends the rows of one warp's chunks, loads ahead of stores.
 template <scatter_config Config, class Args>
 __device__ void send_rows(const Args& args, const dispatch_phase<Config>& phase, u8* rows, u64* barriers,
-                          const chunk_walk& walk, i32* sent) {
+                          line_place* queue, chunk_taker& work, sent_chunks& list) {
     using mover_type = dispatch_mover<Config, dispatch_send_movers(Config)>;
     // As many stages hold rows that stores still read as hold rows to come.
     constexpr i32 storing = mover_type::stages / 2;
     constexpr i32 most_loading = mover_type::stages - storing;
     constexpr i32 behind = max_of(6, mover_type::stages);  // rows whose stores may be under way
+    static_assert(behind + 2 <= sent_chunks::most, "chunks that have not arrived yet have their place in the list");
     const scatter_rank& from = phase.ranks[args.link.me];
     const i32 lane = static_cast<i32>(lane_idx());
     const bool scales = scales_move_along<Config>(phase);
     mover_type mover(rows, barriers);
     mover.init(33);
     weights_sender<Config> weights;
-    i32 to_load = 0;
+    chunk_notes notes(list);
+    i32 loaded = 0;
+    i32 last_chunk = -1;
     i32 told = 0;
+    bool more = true;
     i32 j = 0;
 #pragma unroll 1
-    for (; walk.token_of(j) < args.num_tokens; ++j) {
-        const i32 token_to_load = walk.token_of(to_load + lane);
-        const i32 there = __popc(
-            __ballot_sync(full_warp, lane < j + most_loading - to_load && token_to_load < args.num_tokens));
-        if (there != 0) {
+    for (;; ++j) {
+#pragma unroll 1
+        while (more && loaded < j + most_loading) {
+            line_place place;
+            place.n = work.next(place.rank);
+            more = place.n >= 0;
+            if (!more) {
+                break;
+            }
             bulk_wait_read<storing>();
             __syncwarp();
-            if (lane < there) {
-                const row_source source(from, token_to_load, scales);
-                mover.load_row(lane, source.row, source.scales, nullptr, 0);
+            if (lane == 0) {
+                const row_source source(from, place.n, scales);
+                queue[loaded % mover_type::stages] = place;
+                mover.load_row(0, source.row, source.scales, nullptr, 0);
             }
-#pragma unroll 1
-            for (i32 i = 0; i < there; ++i) {
-                if (lane < Config.topk) {
-                    const i64 index = static_cast<i64>(walk.token_of(to_load + i)) * Config.topk + lane;
-                    u8* note = mover.note_to_load(i);
-                    copy_async<8>(note + lane * 8, args.entries + index);
-                    copy_async<4>(note + Config.topk * 8 + lane * 4, args.list.positions + index);
-                }
-                copy_async_arrive(mover.barrier_to_load(i));
+            if (lane < Config.topk) {
+                const i64 index = static_cast<i64>(place.n) * Config.topk + lane;
+                u8* note = mover.note_to_load(0);
+                copy_async<8>(note + lane * 8, args.entries + index);
+                copy_async<4>(note + Config.topk * 8 + lane * 4, args.list.positions + index);
             }
-            mover.loaded(there);
-            to_load += there;
+            copy_async_arrive(mover.barrier_to_load(0));
+            mover.loaded(1);
+            ++loaded;
         }
+        if (j == loaded) {
+            break;
+        }
+        __syncwarp();
         mover.wait();
         plan_entry entry{-1, no_rank, 0};
         i32 position = -1;
@@ -118,88 +192,86 @@ __device__ void send_rows(const Args& args, const dispatch_phase<Config>& phase,
             entry = reinterpret_cast<const plan_entry*>(mover.note())[lane];
             position = reinterpret_cast<const i32*>(mover.note() + Config.topk * 8)[lane];
         }
-        const token_entries t = sent_entries<Config>(args, walk.token_of(j), entry, position);
+        const line_place place = queue[j % mover_type::stages];
+        if (place.rank != last_chunk) {
+            last_chunk = place.rank;
+            notes.begin(last_chunk);
+        }
+        const token_entries t = sent_entries<Config>(args, place.n, entry, position);
         mover.store(phase, t, scales);
         weights.send();
         weights.take(args, phase, t);
         copy_other_scales<Config>(phase, t, scales);
-        if (j + 1 - behind >= (told + 1) * walk.chunk) {
+        if (j + 1 - behind >= (told + 1) * args.chunk) {
             bulk_wait<behind>();
-            __syncwarp();
-            ++told;
-            if (lane == 0) {
-                st_release_block(sent, told);
-            }
+            notes.arrived(++told);
         }
     }
     weights.send();
     bulk_wait<0>();
-    __syncwarp();
-    if (lane == 0) {
-        st_release_block(sent, (j + walk.chunk - 1) / walk.chunk);
-    }
+    notes.end();
 }
 
 /// send_rows without bulk copies.
 template <scatter_config Config, class Args>
-__device__ __noinline__ void send_elements(const Args& args, const dispatch_phase<Config>& phase, const chunk_walk& walk,
-                                           i32* sent) {
+__device__ __noinline__ void send_elements(const Args& args, const dispatch_phase<Config>& phase, chunk_taker& work,
+                                           sent_chunks& list) {
     const scatter_rank& own = phase.ranks[args.link.me];
     const i32 lane = static_cast<i32>(lane_idx());
     weights_sender<Config> weights;
-    i32 j = 0;
+    chunk_notes notes(list);
+    i32 chunk = -1;
+    i32 last_chunk = -1;
 #pragma unroll 1
-    for (; walk.token_of(j) < args.num_tokens; ++j) {
-        const i64 index = static_cast<i64>(walk.token_of(j)) * Config.topk + lane;
+    for (i32 token = work.next(chunk); token >= 0; token = work.next(chunk)) {
+        if (chunk != last_chunk) {
+            notes.arrived(notes.begun());
+            notes.begin(chunk);
+            last_chunk = chunk;
+        }
+        const i64 index = static_cast<i64>(token) * Config.topk + lane;
         const bool used = lane < Config.topk;
-        const token_entries t =
-            sent_entries<Config>(args, walk.token_of(j), used ? args.entries[index] : plan_entry{-1, no_rank, 0},
-                                 used ? args.list.positions[index] : -1);
+        const token_entries t = sent_entries<Config>(args, token, used ? args.entries[index] : plan_entry{-1, no_rank, 0},
+                                                     used ? args.list.positions[index] : -1);
         copy_elements<Config>(phase, t, row_source(own, t.source_row, false).row);
         weights.take(args, phase, t);
         weights.send();
         copy_other_scales<Config>(phase, t, false);
-        __syncwarp();
-        if (lane_idx() == 0) {
-            st_release_block(sent, (j + 1) / walk.chunk);
-        }
     }
-    __syncwarp();
-    if (lane_idx() == 0) {
-        st_release_block(sent, (j + walk.chunk - 1) / walk.chunk);
-    }
+    notes.end();
 }
 
-/// Raises the flags of the chunks of a block's movers as they are counted in `sent`, one lane a mover: whoever sees a
-/// flag sees what its mover had stored. One warp; ends with the movers' work. A count below 0: the mover has given up.
+/// Raises the flags of the chunks of a block's movers as they arrive, one lane a mover: whoever sees a flag sees what
+/// its mover had stored. One warp; ends when the movers have.
 template <class Args>
-__device__ void tell_peers(const Args& args, const chunk_walk& first, i32 movers, const i32* sent, u32 step) {
+__device__ void tell_peers(const Args& args, i32 movers, sent_chunks* lists, u32 step) {
     const i32 lane = static_cast<i32>(lane_idx());
-    const chunk_walk walk{first.chunk, first.warp + lane, first.warps};
-    const i32 all = ceil_div(args.num_tokens, walk.chunk);
-    i32 left = lane < movers && all > walk.warp ? ceil_div(all - walk.warp, walk.warps) : 0;
+    sent_chunks& list = lists[min_of(lane, movers - 1)];
+    bool works = lane < movers;
     i32 told = 0;
 #pragma unroll 1
-    while (__any_sync(full_warp, left > 0)) {
-        const i32 done = left > 0 ? ld_acquire_block(sent + lane) : 0;
-        if (done < 0) {
-            left = 0;
-        }
-        if (!__any_sync(full_warp, left > 0 && done > told)) {
-            sleep_ns(40);
-            continue;
-        }
-        fence_sys();
+    while (__any_sync(full_warp, works)) {
+        const bool ended = works && ld_acquire_block(&list.ended) != 0;
+        const i32 arrived = works ? ld_acquire_block(&list.arrived) : 0;
+        if (__any_sync(full_warp, arrived > told)) {
+            fence_sys();
 #pragma unroll 1
-        for (; left > 0 && told < done; ++told, --left) {
-            const i32 chunk = walk.chunk_of(told * walk.chunk);
+            for (; told < arrived; ++told) {
+                const i32 chunk = list.chunk[told % sent_chunks::most];
 #pragma unroll 1
-            for (i32 p = 0; p < args.link.num_ranks; ++p) {
-                if (p != args.link.me) {
-                    st_relaxed_sys(flag_at(args.flags, args.link, p, chunk), step);
+                for (i32 p = 0; p < args.link.num_ranks; ++p) {
+                    if (p != args.link.me) {
+                        st_relaxed_sys(flag_at(args.flags, args.link, p, chunk), step);
+                    }
                 }
             }
+            if (works) {
+                st_release_block(&list.told, told);
+            }
+        } else {
+            sleep_ns(40);
         }
+        works = works && !(ended && told == arrived);
     }
 }
 
@@ -209,33 +281,32 @@ __device__ __forceinline__ void send_part(const Args& args, dispatch_phase<Confi
     constexpr i32 movers = dispatch_send_movers(Config);
     using mover_type = dispatch_mover<Config, movers>;
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
-    const i32 first = static_cast<i32>(blockIdx.x) * movers;
-    const i32 warps = args.senders * movers;
-    i32* sent = phase.sent;
     if (warp == movers) {
-        tell_peers(args, chunk_walk{args.chunk, first, warps}, movers, sent, step);
+        tell_peers(args, movers, phase.sent, step);
         return;
     }
     if (warp > movers) {
         return;
     }
-    const auto& lane = args.link.control->lanes[args.link.lane];
+    auto& lane = args.link.control->lanes[args.link.lane];
     bool free = true;
     for (i32 p = static_cast<i32>(lane_idx()); p < args.link.num_ranks; p += 32) {
         if (p != args.link.me) {
             free = wait_step(args.link, p, lane.area_step[static_cast<i32>(lane_area::rows)], lane_op::none) && free;
         }
     }
-    const chunk_walk walk{args.chunk, first + warp, warps};
     if (!__all_sync(full_warp, free)) {
-        if (lane_idx() == 0) {
-            st_release_block(sent + warp, -1);  // the exchange has failed
-        }
-    } else if (args.send_bytes == 16) {
-        u64* barriers = reinterpret_cast<u64*>(memory + movers * mover_type::ring_bytes) + warp * mover_type::stages;
-        send_rows<Config>(args, phase, memory + warp * mover_type::ring_bytes, barriers, walk, sent + warp);
+        chunk_notes(phase.sent[warp]).end();  // the exchange has failed
+        return;
+    }
+    chunk_taker work(&lane.taken, args.chunk, args.num_tokens);
+    if (args.send_bytes == 16) {
+        u64* barriers = reinterpret_cast<u64*>(memory + movers * mover_type::ring_bytes);
+        line_place* queues = reinterpret_cast<line_place*>(barriers + movers * mover_type::stages);
+        send_rows<Config>(args, phase, memory + warp * mover_type::ring_bytes, barriers + warp * mover_type::stages,
+                          queues + warp * mover_type::stages, work, phase.sent[warp]);
     } else {
-        send_elements<Config>(args, phase, walk, sent + warp);
+        send_elements<Config>(args, phase, work, phase.sent[warp]);
     }
 }
 

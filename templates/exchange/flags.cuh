@@ -78,6 +78,7 @@ __device__ inline void leave_step(const rank_link& link, u32 step, lane_op op, u
         last = add_acq_rel_gpu(&lane.leaving, 1) + 1 == gridDim.x;
         if (last) {
             lane.leaving = 0;
+            lane.taken = 0;
             lane.step = step;
 #pragma unroll
             for (i32 area = 0; area < lane_areas; ++area) {
