@@ -35,6 +35,7 @@ struct control_state {
     std::atomic<int> abort_waits{0};
     std::atomic<int> aborts{0}, destroys{0}, live_windows{0}, live_memory{0}, blocking_splits{0}, groups{0};
     std::atomic<int> under_way{0}, sends{0}, largest_gather{0};  ///< bytes of a rank
+    std::atomic<int> far_bytes{0};                               ///< sent to ranks of another team
 };
 control_state& control() {
     static control_state state;
@@ -331,6 +332,7 @@ int stub_nccl_get(const char* name) {
                                                                {"blocking_splits", &c.blocking_splits},
                                                                {"groups", &c.groups},
                                                                {"sends", &c.sends},
+                                                               {"far_bytes", &c.far_bytes},
                                                                {"largest_gather", &c.largest_gather}};
     return *fields.at(name);
 }
@@ -433,6 +435,9 @@ nccl_result ncclGroupEnd() {
 nccl_result ncclSend(const void* from, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t) {
     call c{call::kind::send, from, nullptr, count, type, peer};
     ++control().sends;
+    if (const int team = control().team_size; team > 0 && peer / team != comm->rank / team) {
+        control().far_bytes += static_cast<int>(bytes_of(c));
+    }
     return enqueue(comm, c);
 }
 nccl_result ncclRecv(void* to, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t) {
