@@ -104,35 +104,106 @@ TEST(sendrecv_transport, regions_arrive_where_they_are_read_and_whole_ones_are_o
     EXPECT_THAT(errors, Each(""));
 }
 
+/// A small layer of one rank on memory that nothing reads for its values: the fake GPU's kernels do nothing.
+class empty_layer {
+   public:
+    static constexpr int tokens = 16, rows = 64, hidden = 64;
+
+    empty_layer(communicator& comm, exchange_kind kind, int ll_tokens = 0)
+        : memory_(comm.state().context, 1 << 20), exchange_(comm, config_of(kind, ll_tokens)) {
+        tensor_ = {memory_.data(), dtype::bf16, rows, hidden};
+        own_ = {memory_.data(), dtype::bf16, tokens, hidden};
+    }
+    [[nodiscard]] exchange& ex() { return exchange_; }
+    void make_plan(plan_source source = plan_source::automatic) {
+        plan_options options;
+        options.mode = mode::fixed;
+        options.source = source;
+        const plan_args brought{memory_.data(), tokens, rows};
+        plan_ = exchange_.make_plan({&brought, 1}, options, nullptr, std::move(plan_));
+    }
+    void dispatch() {
+        dispatch_args args;
+        args.input = own_;
+        args.output = tensor_;
+        exchange_.dispatch(plan_, {&args, 1}, {}, nullptr);
+    }
+    void combine(reduction order) {
+        combine_args args;
+        args.rows = tensor_;
+        args.output = own_;
+        exchange_.combine(plan_, {&args, 1}, {order, 0}, nullptr);
+    }
+    void weight_gradients() {
+        weight_gradient_args args;
+        args.rows = tensor_;
+        args.gradient = own_;
+        args.output = memory_.as<float>();
+        exchange_.weight_gradients(plan_, {&args, 1}, nullptr);
+    }
+
+   private:
+    static exchange_config config_of(exchange_kind kind, int ll_tokens) {
+        exchange_config config;
+        config.kind = kind;
+        config.hidden = hidden;
+        config.num_experts = 8;
+        config.topk = 2;
+        config.max_tokens_per_rank = tokens;
+        config.ll_max_tokens_per_rank = ll_tokens;
+        config.backward = true;
+        return config;
+    }
+    host::device_buffer memory_;
+    exchange exchange_;
+    plan plan_;
+    tensor_view tensor_, own_;
+};
+
+TEST(network, kernels_of_real_ranks_are_loaded_before_their_first_step) {
+    const variable compiler("EPJIT_NVRTC_LIBRARY", EPJIT_FAKE_NVRTC_A);
+    for (const exchange_kind kind :
+         {exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense, exchange_kind::hybrid}) {
+        for (const int ll_tokens : {0, empty_layer::tokens}) {
+            const stub_switch teams(version, "team_size", kind == exchange_kind::hybrid ? 2 : 0);
+            const outcomes errors = run_ranks(version, 4, [&](int, communicator& comm, runtime& rt) {
+                empty_layer layer(comm, kind, ll_tokens);
+                layer.ex().prepare();
+                nccl_of(comm).barrier_host();
+                const counters before = rt.counters();
+                EXPECT_GT(before.compiles, 0U);
+                nccl_of(comm).barrier_host();
+                for (const plan_source source : {plan_source::automatic, plan_source::counts, plan_source::gathered}) {
+                    layer.make_plan(source);
+                    layer.dispatch();
+                    for (const reduction order : {reduction::per_rank, reduction::per_host, reduction::per_row}) {
+                        layer.combine(order);
+                    }
+                    layer.weight_gradients();
+                }
+                nccl_of(comm).barrier_host();
+                EXPECT_EQ(rt.counters().compiles, before.compiles) << name(kind);
+                EXPECT_EQ(rt.counters().modules_loaded, before.modules_loaded) << name(kind);
+                nccl_of(comm).barrier_host();
+            });
+            EXPECT_THAT(errors, Each("")) << name(kind);
+        }
+    }
+}
+
 /// Bytes that leave the hosts in a dispatch and in a combine of a layer in static mode, over all ranks: hosts of two.
 struct far_bytes {
     int dispatch = 0, combine = 0;
 };
 
 far_bytes far_bytes_of(exchange_kind kind, int ranks, host::travel_shape& shape) {
-    constexpr int tokens = 16;
-    constexpr int rows = 64;
     const stub_switch teams(version, "team_size", 2);
     const variable compiler("EPJIT_NVRTC_LIBRARY", EPJIT_FAKE_NVRTC_A);
     far_bytes far;
     const outcomes errors = run_ranks(version, ranks, [&](int rank, communicator& comm, runtime&) {
-        exchange_config config;
-        config.kind = kind;
-        config.hidden = 64;
-        config.num_experts = 8;
-        config.topk = 2;
-        config.max_tokens_per_rank = tokens;
-        exchange ex(comm, config);
-        ex.prepare();
-        const host::shared_context& context = comm.state().context;
-        const host::device_buffer memory(context, 1 << 20);
-        const tensor_view tensor{memory.data(), dtype::bf16, rows, 64};
-        tensor_view own = tensor;
-        own.rows = tokens;
-        plan_options options;
-        options.mode = mode::fixed;
-        const plan_args brought{memory.data(), tokens, rows};
-        const plan p = ex.make_plan({&brought, 1}, options, nullptr);
+        empty_layer layer(comm, kind);
+        layer.ex().prepare();
+        layer.make_plan();
         const auto measure = [&](int& bytes, const auto& call) {
             nccl_of(comm).barrier_host();
             const int before = stub_get(version, "far_bytes");
@@ -144,20 +215,10 @@ far_bytes far_bytes_of(exchange_kind kind, int ranks, host::travel_shape& shape)
             }
             nccl_of(comm).barrier_host();
         };
-        measure(far.dispatch, [&] {
-            dispatch_args args;
-            args.input = own;
-            args.output = tensor;
-            ex.dispatch(p, {&args, 1}, {}, nullptr);
-        });
-        measure(far.combine, [&] {
-            combine_args args;
-            args.rows = tensor;
-            args.output = own;
-            ex.combine(p, {&args, 1}, {reduction::per_host, 0}, nullptr);
-        });
+        measure(far.dispatch, [&] { layer.dispatch(); });
+        measure(far.combine, [&] { layer.combine(reduction::per_host); });
         if (rank == 0) {
-            shape = host::shape_travel(ex.state().config);
+            shape = host::shape_travel(layer.ex().state().config);
         }
     });
     EXPECT_THAT(errors, Each(""));
@@ -170,7 +231,7 @@ TEST(network, a_row_and_a_sum_cross_once_per_host_with_hybrid_and_once_per_rank_
         const int far_ranks = ranks - 2;
         host::travel_shape shape;
         const auto line = [&](travel_area area) {
-            return static_cast<int>(shape.line_bytes[static_cast<std::size_t>(area)]) * 16;
+            return static_cast<int>(shape.line_bytes[static_cast<std::size_t>(area)]) * empty_layer::tokens;
         };
         const auto region = [&](travel_area area) { return static_cast<int>(shape.region(area)); };
         const far_bytes hybrid = far_bytes_of(exchange_kind::hybrid, ranks, shape);
