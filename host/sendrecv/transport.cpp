@@ -31,6 +31,7 @@ sendrecv_transport::sendrecv_transport(communicator_state& comm, const resolved_
     synchronize(comm.context, nullptr);
     order_ = lane_order(comm.context);
     transfers_.reserve(static_cast<std::size_t>(ranks_) * 4);
+    round_.reserve(static_cast<std::size_t>(ranks_));
 }
 
 void sendrecv_transport::lay_out() {
@@ -152,9 +153,23 @@ const char* sendrecv_transport::phase_of(lane_op op) noexcept {
     }
 }
 
-void sendrecv_transport::send_all(lane_op op, stream_t stream) {
+void sendrecv_transport::send_all(lane_op op, stream_t stream, bool one_each) {
     begin_group(phase_of(op), stream);
-    comm_.nccl->exchange(transfers_, stream);
+    while (one_each && !transfers_.empty()) {
+        round_.clear();
+        std::erase_if(transfers_, [&](const peer_transfer& t) {
+            const bool first = std::none_of(round_.begin(), round_.end(),
+                                            [&](const peer_transfer& other) { return other.peer == t.peer; });
+            if (first) {
+                round_.push_back(t);
+            }
+            return first;
+        });
+        comm_.nccl->exchange(round_, stream);
+    }
+    if (!one_each) {
+        comm_.nccl->exchange(transfers_, stream);
+    }
     end_group(stream);
 }
 

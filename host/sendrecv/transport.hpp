@@ -86,8 +86,9 @@ class sendrecv_transport : public transport {
     void append(std::int32_t lane, travel_area area, const line_traffic& traffic, bool back);
     /// The same for areas beside each other whose regions travel whole: a message a rank.
     void append_block(std::int32_t lane, std::span<const travel_area> areas);
-    /// `transfers_` as one group.
-    void send_all(lane_op op, stream_t stream);
+    /// `transfers_` as one group. `one_each`: as a group for the first to every rank, then one for the second, and so
+    /// on, which every rank asks for or none: what a graph captures holds no kernel of several messages to one rank.
+    void send_all(lane_op op, stream_t stream, bool one_each = false);
     [[nodiscard]] static const char* phase_of(lane_op op) noexcept;
 
     communicator_state& comm_;
@@ -102,6 +103,7 @@ class sendrecv_transport : public transport {
     std::vector<peer_transfer> transfers_;
 
    private:
+    std::vector<peer_transfer> round_;  ///< of send_all
     struct lane_memory {
         workspace out, in;
     };

@@ -89,6 +89,21 @@ TEST_P(launchers, mpirun_starts_the_ranks_of_the_command) {
         "env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -np 2 --oversubscribe");
 }
 
+using launchers_of_hosts = launchers;
+
+TEST_P(launchers_of_hosts, torchrun_starts_four_ranks_that_nccl_takes_for_two_hosts) {
+    if (!installed("torchrun")) {
+        GTEST_SKIP() << "torchrun is not installed";
+    }
+    // A shell between launcher and command gives every two ranks a host of their own.
+    expect_a_checked_layer(
+        fmt::format("torchrun --nproc-per-node 4 --no-python --master-port {} sh -c "
+                    "'NCCL_HOSTID=epjit-host-$((RANK / 2)) exec \"$@\"' sh",
+                    next_port()));
+}
+
+INSTANTIATE_TEST_SUITE_P(each, launchers_of_hosts, ::testing::Values(exchange_kind::hybrid),
+                         [](const auto& one) { return std::string(name(one.param)); });
 INSTANTIATE_TEST_SUITE_P(each, launchers,
                          ::testing::Values(exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense),
                          [](const auto& one) { return std::string(name(one.param)); });
