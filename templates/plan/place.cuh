@@ -176,6 +176,9 @@ __device__ __forceinline__ u32 write_counts(const plan_head& args, const slot_pl
 template <plan_config Config, class Args>
 __device__ __forceinline__ void add_slot_tokens(const Args& args, const i32* totals) {
     constexpr i32 driven = Config.exchange ? 1 : Config.num_ranks;
+    if (driven == 1 && args.ranks[0].slot_tokens == nullptr) {
+        return;
+    }
 #pragma unroll 1
     for (i32 i = static_cast<i32>(threadIdx.x); i < driven * Config.num_slots; i += Config.threads) {
         u64* tokens = args.ranks[i / Config.num_slots].slot_tokens;

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The example in C, which lies beside the tests: ranks on the CPU, virtual ranks on one GPU, a process for each of two.
 #include "tests/multi_gpu/faults.hpp"
+#include "tests/multi_gpu/shell.hpp"
 
 #include <array>
-#include <cstdio>
 #include <filesystem>
 #include <string>
-#include <sys/wait.h>
 #include <thread>
 
 namespace epjit::tests {
@@ -18,19 +17,8 @@ std::string example_path() {
     return fs::read_symlink("/proc/self/exe").parent_path() / "c_example";
 }
 
-/// What it printed, and its exit status.
 std::pair<std::string, int> run_example(const std::string& variables) {
-    std::FILE* pipe = ::popen(fmt::format("{} timeout -k 10 120 {} 2>&1", variables, example_path()).c_str(), "r");
-    if (pipe == nullptr) {
-        return {"", -1};
-    }
-    std::string text;
-    char bytes[4096];
-    for (std::size_t n = 0; (n = std::fread(bytes, 1, sizeof bytes, pipe)) > 0;) {
-        text.append(bytes, n);
-    }
-    const int status = ::pclose(pipe);
-    return {text, WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)};
+    return run_shell(fmt::format("{} timeout -k 10 120 {} 2>&1", variables, example_path()));
 }
 
 class c_example : public ::testing::Test {

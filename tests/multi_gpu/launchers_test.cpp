@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command under the launchers that are installed. EPJIT_COMMAND names it where it does not lie beside the tests.
 #include "tests/multi_gpu/faults.hpp"
+#include "tests/multi_gpu/shell.hpp"
 
 #include <nlohmann/json.hpp>
 
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <sstream>
 #include <string>
-#include <sys/wait.h>
 
 namespace epjit::tests {
 namespace {
@@ -33,21 +32,6 @@ bool installed(const std::string& program) {
         }
     }
     return false;
-}
-
-/// What a shell command prints on stdout, and its exit status.
-std::pair<std::string, int> run_shell(const std::string& command) {
-    std::FILE* pipe = ::popen(command.c_str(), "r");
-    if (pipe == nullptr) {
-        return {"", -1};
-    }
-    std::string text;
-    char bytes[4096];
-    for (std::size_t n = 0; (n = std::fread(bytes, 1, sizeof bytes, pipe)) > 0;) {
-        text.append(bytes, n);
-    }
-    const int status = ::pclose(pipe);
-    return {text, WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)};
 }
 
 class launchers : public faults {
