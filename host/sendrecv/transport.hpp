@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Grouped ncclSend and ncclRecv: any topology. What goes out is written into regions of one buffer, a region for every
 // rank, and arrives in those of another; this rank's own region is the same in both. Exact mode moves the lines there
-// are, static mode whole regions, those of a dispatch as one message to each rank: it is quicker, and NCCL (2.28.3)
-// takes a second message to the same rank up in a loop of its kernel that an abort may leave with some of its warps
-// only. A captured graph's kernels all go through there once the communicator is aborted.
+// are, static mode whole regions, those of a dispatch as one message to each rank: NCCL (2.28.3) takes a second message
+// to the same rank up in a loop of its kernel that an abort may leave with some of its warps only, and the kernels of a
+// captured graph go on being launched after the communicator was aborted.
 #pragma once
 
 #include "host/exchange/device_memory.hpp"

@@ -12,13 +12,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
+#include <string>
+#include <thread>
 #include <vector>
 
 namespace epjit::tests {
 namespace {
 
 using host::travel_area;
+using testing::AnyOf;
 using testing::Each;
 
 constexpr const char* version = "2.30.7";
@@ -213,6 +217,38 @@ TEST(network, no_group_of_a_static_step_holds_two_messages_to_one_rank) {
         EXPECT_THAT(errors, Each("")) << name(kind);
         EXPECT_EQ(stub_get(version, "most_messages"), 1) << name(kind);
     }
+}
+
+// Where NCCL has no windows the slower exchange is taken; each rank says so once, with the reason, however many
+// exchanges it makes.
+TEST(fallback, is_logged_once_with_its_reason) {
+    constexpr const char* old = "2.27.3";
+    log_lines log;
+    runtime rt = stub_runtime(old, 20'000, &log);
+    const std::array<int, 2> devices{0, 0};
+    std::array<communicator, 2> comms;
+    communicator::local(rt, devices, comms);
+    std::array<std::array<exchange_kind, 3>, 2> made{};
+    std::vector<std::thread> threads;
+    for (std::size_t r = 0; r < comms.size(); ++r) {
+        threads.emplace_back([&, r] {
+            for (exchange_kind& kind : made[r]) {
+                kind = empty_layer(comms[r], exchange_kind::automatic).ex().kind();
+            }
+        });
+    }
+    for (std::thread& t : threads) {
+        t.join();
+    }
+    for (const auto& kinds : made) {
+        EXPECT_THAT(kinds, Each(AnyOf(exchange_kind::dense, exchange_kind::sendrecv)));
+    }
+    EXPECT_EQ(std::count_if(log.lines.begin(), log.lines.end(),
+                            [](const std::string& line) {
+                                return line.find("NCCL 2.27.3 has windows, but peer pointers") != std::string::npos;
+                            }),
+              2)
+        << "one line a rank";
 }
 
 /// Bytes that leave the hosts in a dispatch and in a combine of a layer in static mode, over all ranks: hosts of two.
