@@ -103,7 +103,7 @@ constexpr std::array<option_info, 19> explain_options{{
 }};
 
 constexpr std::array<option_info, 10> bench_options{{
-    {"--suite", "jit|route|exchange|decode|all", "what to measure (all)"},
+    {"--suite", "jit|route|exchange|decode|all", "what to measure, several as exchange,decode (all)"},
     {"--exchange", "auto|lsa|sendrecv|dense|hybrid", "exchange, decode: only this one (auto: lsa, sendrecv, dense)"},
     {"--model", "NAME", "exchange, decode: only this model's shape, see `epjit models`"},
     {"--tokens", "T", "exchange, decode: only this number of tokens on each rank"},
