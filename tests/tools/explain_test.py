@@ -151,6 +151,9 @@ class Explain(CommandTest):
         self.assertLess(halves, rows * 1.1)
         calls, halves = workspace("--ranks", "2", "--tokens", "8192")
         self.assertEqual(calls, halves, "the rows of a call fit")
+        calls, halves = workspace("--ranks", "2", "--tokens", "8192", "--staging-bytes", str(64 << 20))
+        self.assertLess(calls, 80 << 20)
+        self.assertGreater(halves, 2 * 8192 * 7168 * 2)
         self.assertEqual(workspace("--ranks", "8", "--exchange", "sendrecv"), (None, None))
 
     def test_the_larger_set_covers_every_dtype(self):

@@ -227,6 +227,7 @@ std::optional<std::uint64_t> workspace_bytes(const subject& s, exchange_kind exc
     host::resolved_config resolved;
     resolved.config = s.config;
     resolved.config.halves = halves;
+    resolved.config.staging_bytes = s.run.staging_bytes;
     resolved.num_ranks = s.run.ranks;
     resolved.placement.num_slots = s.config.num_experts;
     return static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
