@@ -10,6 +10,7 @@
 #include "base/device.cuh"
 #include "exchange/dispatch_layout.cuh"
 #include "exchange/flags.cuh"
+#include "exchange/window_lines.cuh"
 #include "rows/scatter_bulk_kernel.cuh"
 #include "rows/scatter_common.cuh"
 
@@ -26,7 +27,7 @@ struct dispatch_phase : scatter_head {
 /// Chunks of tokens that one warp sends: every `warps`-th, from `warp` on. Token number j of the warp.
 struct chunk_walk {
     i32 chunk;  ///< tokens of a chunk
-    i32 warp;
+    i32 warp;   ///< the first chunk, where there is a window from the window's on
     i32 warps;
 
     __device__ __forceinline__ i32 chunk_of(i32 j) const { return warp + j / chunk * warps; }
@@ -39,7 +40,9 @@ __device__ __forceinline__ void send_line_weights(const dispatch_phase& phase, c
     if (t.has_row()) {
         float* to = phase.ranks[t.entry.rank].local_weights;
         if (to != nullptr) {
-            to[static_cast<i64>(t.entry.row) * Config.topk + static_cast<i32>(lane_idx())] = t.weight;
+            const i32 lane = static_cast<i32>(lane_idx());
+            const i32 line = sent_position<Config.topk>(phase, t.source_token, lane, t.entry.row);
+            to[static_cast<i64>(line) * Config.topk + lane] = t.weight;
         }
     }
 }
@@ -231,6 +234,7 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
     constexpr i32 movers = scatter_movers(Config);
     constexpr i32 stages = row_mover<Config>::stages;
     extern __shared__ __align__(128) u8 memory[];
+    __shared__ i32 window[window_numbers(Config.num_ranks)];
     u64* barriers = reinterpret_cast<u64*>(memory + movers * stages * row_mover<Config>::row_bytes);
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
     const i32 block = static_cast<i32>(blockIdx.x);
@@ -240,6 +244,13 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
     }
     auto& lane = args.link.control->lanes[args.link.lane];
     const u32 step = lane.step + 1;
+    dispatch_phase phase;
+    static_cast<scatter_head&>(phase) = args;
+    phase.ranks = args.ranks;
+    if (block >= args.senders && args.list.window != 0) {
+        find_window_lines<Config.topk>(args, window);
+        use_window_lines(phase.list, window);
+    }
     if (warp < movers) {
         u64* own = barriers + warp * stages;
         u8* rows = memory + warp * stages * row_mover<Config>::row_bytes;
@@ -251,12 +262,9 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
             fence_barrier_init();
         }
         __syncwarp();
-        dispatch_phase phase;
-        static_cast<scatter_head&>(phase) = args;
-        phase.ranks = args.ranks;
         if (block < args.senders) {
             phase.list.lines = nullptr;
-            phase.list.numbering = row_numbering::position;
+            phase.list.numbering = window_numbering(args);
             phase.list.skip_rank = args.link.me;
             phase.layout = row_layout::flat;  // a row a rank
             phase.weight_columns = args.own_weight_columns;
@@ -267,7 +275,8 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
                            free;
                 }
             }
-            const chunk_walk walk{args.chunk, block * movers + warp, args.senders * movers};
+            const chunk_walk walk{args.chunk, args.list.first_token / args.chunk + block * movers + warp,
+                                  args.senders * movers};
             if (!__all_sync(full_warp, free)) {
                 // The exchange has failed.
             } else if (args.send_bytes == 16) {
