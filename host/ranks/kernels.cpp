@@ -58,6 +58,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 sync = prepare_kernel(context, variants_[i]->get("sync_kernel"), 64, 0, budget);
                 send_weights = prepare_kernel(context, variants_[i]->get("send_weights_kernel"), 256, 0, budget);
                 return_rows = prepare_kernel(context, variants_[i]->get("return_rows_kernel"), 256, 0, budget);
+                window_lines = prepare_kernel(context, variants_[i]->get("window_lines_kernel"), 256, 0, budget);
                 break;
             case jit::kernel_kind::unpermute_combine:
                 gather = prepare_kernel(context, variants_[i]->get("gather_kernel"), s.threads, 0, budget);

@@ -21,6 +21,7 @@ class rank_kernels {
     launchable sync;
     launchable send_weights;
     launchable return_rows;
+    launchable window_lines;
     launchable gather;
     launchable weight_gradient;  ///< empty without config.backward
     launchable dispatch;         ///< through windows in one launch; empty where rows need more than a copy

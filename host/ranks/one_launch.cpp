@@ -35,26 +35,31 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
                                    stream_t stream) {
     const launchable& kernel = kernels().dispatch;
     const std::int32_t movers = kernels().dispatch_movers;
-    templates::dispatch_args<NumRanks> args{};
-    fill_dispatch_args(args, args.ranks, setting(plan), plan, ranks, options);
-    args.link = way_->link(options.lane);
-    args.flags = way_->flags(travel_area::rows, options.lane);
-    // Equal on every rank: the receivers look for the flags that the senders raise.
-    const std::int32_t tokens = bound(plan);
     const jit::knobs& tuned = knobs(plan);
-    args.chunk = tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk : tokens >= 1024 ? 2 : 1;
     const std::int32_t most_senders =
         tuned.dispatch_senders != 0
             ? tuned.dispatch_senders
             : senders_for(config_.config.hidden * size_of(config_.config.dispatch_type));
-    const std::int32_t sent_at_once = args.chunk * kernels().dispatch_send_movers;
     const std::int32_t half = std::max(1, kernel.max_blocks / 2);
-    args.senders = std::clamp((tokens + sent_at_once - 1) / sent_at_once, 1, std::min(most_senders, half));
-    const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
-    const std::int64_t fill = args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
-    const std::int64_t others =
-        std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
-    launch(comm_, kernel, args.senders + others, &args, stream, launch_mode::overlapping);
+    // Equal on every rank: the receivers look for the flags that the senders raise. Windows start with a chunk.
+    const std::int32_t chunk = std::min(
+        tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk : bound(plan) >= 1024 ? 2 : 1, shape_.staged_lines);
+    by_windows(plan, chunk, [&](const token_window& window) {
+        templates::dispatch_args<NumRanks> args{};
+        fill_dispatch_args(args, args.ranks, setting(plan, window), plan, ranks, options);
+        args.link = way_->link(options.lane);
+        args.flags = way_->flags(travel_area::rows, options.lane);
+        args.chunk = chunk;
+        const std::int32_t tokens = window.of(bound(plan));
+        const std::int32_t sent_at_once = chunk * kernels().dispatch_send_movers;
+        args.senders = std::clamp((tokens + sent_at_once - 1) / sent_at_once, 1, std::min(most_senders, half));
+        const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
+        const std::int64_t fill =
+            args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
+        const std::int64_t others =
+            std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
+        launch(comm_, kernel, args.senders + others, &args, stream, launch_mode::overlapping);
+    });
 }
 
 void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
@@ -65,7 +70,7 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
     const bool few = few_tokens(plan);
     if (!way_->peers_written() || !as_they_are ||
         (!few && (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
-        backend::dispatch(p, ranks, options, stream);
+        dispatch_by_steps(plan, ranks[0], options, stream);
         return;
     }
     const scoped_context current(*comm_.context);
@@ -84,19 +89,20 @@ template <std::int32_t NumRanks>
 void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                                   stream_t stream) {
     const launchable& kernel = kernels().combine;
-    templates::combine_args<NumRanks> args{};
-    fill_combine_args(args, args.ranks, setting(plan), plan, ranks, options.reduction);
-    args.link = way_->link(options.lane);
-    args.flags = way_->flags(travel_area::partials, options.lane);
-    const std::int32_t tokens = bound(plan);
-    const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * tokens;
     const std::int64_t most_senders =
         std::clamp(kernel.max_blocks * knobs(plan).combine_senders_percent / 100, 1, kernel.max_blocks - 1);
-    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
-    args.weight_senders = args.weighted != 0 ? std::min(args.senders, most_weight_senders) : 0;
-    const std::int64_t own =
-        std::clamp<std::int64_t>(plan.num_tokens, 1, std::max(1, kernel.max_blocks - args.senders));
-    launch(comm_, kernel, args.senders + own, &args, stream, launch_mode::overlapping);
+    by_windows(plan, 1, [&](const token_window& window) {
+        templates::combine_args<NumRanks> args{};
+        fill_combine_args(args, args.ranks, setting(plan, window), plan, ranks, options.reduction);
+        args.link = way_->link(options.lane);
+        args.flags = way_->flags(travel_area::partials, options.lane);
+        const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * window.of(bound(plan));
+        args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
+        args.weight_senders = args.weighted != 0 ? std::min(args.senders, most_weight_senders) : 0;
+        const std::int64_t own =
+            std::clamp<std::int64_t>(window.of(plan.num_tokens), 1, std::max(1, kernel.max_blocks - args.senders));
+        launch(comm_, kernel, args.senders + own, &args, stream, launch_mode::overlapping);
+    });
 }
 
 void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
@@ -105,7 +111,7 @@ void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, c
     const bool few = few_tokens(plan);
     if (!way_->peers_written() || options.reduction == reduction::per_row ||
         (!few && (!kernels().combine || kernels().combine.max_blocks < 2 || knobs(plan).combine_launches == 2))) {
-        backend::combine(p, ranks, options, stream);
+        combine_by_steps(plan, ranks[0], options, stream);
         return;
     }
     const scoped_context current(*comm_.context);

@@ -42,6 +42,8 @@ constexpr program_kernel ll_combine_kernel{"ll_combine_kernel",
                                            "epjit::templates::ll_combine_kernel<epjit::templates::config>"};
 constexpr program_kernel return_rows_kernel{"return_rows_kernel",
                                             "epjit::templates::return_rows_kernel<epjit::templates::config>"};
+constexpr program_kernel window_lines_kernel{"window_lines_kernel",
+                                             "epjit::templates::window_lines_kernel<epjit::templates::config>"};
 
 std::string_view element_text(dtype type) {
     switch (type) {
@@ -108,7 +110,8 @@ std::vector<program_kernel> kernels_of(const variant_spec& s) {
         case kernel_kind::exchange_combine: return {combine_kernel};
         case kernel_kind::low_latency_dispatch: return {ll_dispatch_kernel};
         case kernel_kind::low_latency_combine: return {ll_combine_kernel};
-        case kernel_kind::exchange_helpers: return {sync_kernel, send_weights_kernel, return_rows_kernel};
+        case kernel_kind::exchange_helpers:
+            return {sync_kernel, send_weights_kernel, return_rows_kernel, window_lines_kernel};
     }
     return {};
 }

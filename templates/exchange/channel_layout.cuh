@@ -22,8 +22,9 @@ enum class lane_op : i32 {
 };
 
 /// Memory of a lane that peers write. Its next writers wait until the last contents have been read everywhere.
-/// Packets have two of each kind, used in turn by the parity of the step.
-enum class lane_area : i32 { rows = 0, weights = 1, partials = 2, scalars = 3, row_packets = 4, sum_packets = 6 };
+/// Rows and partial sums share their memory, and so are one. Packets have two of each kind, used in turn by the parity
+/// of the step.
+enum class lane_area : i32 { rows = 0, partials = rows, weights = 1, scalars = 3, row_packets = 4, sum_packets = 6 };
 inline constexpr i32 lane_areas = 8;
 
 EPJIT_SHARED constexpr u32 area_bit(lane_area area) {

@@ -12,6 +12,7 @@
 #include "exchange/dispatch_layout.cuh"
 #include "exchange/flags.cuh"
 #include "exchange/line_terms.cuh"
+#include "exchange/window_lines.cuh"
 #include "rows/gather_common.cuh"
 #include "rows/gather_kernel.cuh"
 
@@ -88,32 +89,27 @@ class sum_sender {
 /// the rank after it, so that no link is wanted by all at once.
 struct line_walk {
     i32 source = 0;
-    i32 line = 0;  ///< of the source
+    i32 line = 0;  ///< of those of the source that are listed
 
-    template <class Args>
-    __device__ __forceinline__ line_walk(const Args& args, i32 first) : line(first) {
-        turn(args);
-    }
+    __device__ __forceinline__ line_walk(const combine_phase& phase, i32 first) : line(first) { turn(phase); }
     /// False: no line is left.
-    template <class Args>
-    __device__ __forceinline__ bool has_line(const Args& args) {
-        while (distance_ < args.link.num_ranks) {
-            const i32 lines = args.list.line_first[source + 1] - args.list.line_first[source];
+    __device__ __forceinline__ bool has_line(const combine_phase& phase) {
+        while (distance_ < phase.list.num_ranks) {
+            const i32 lines = lines_of(phase, source);
             if (line < lines) {
                 return true;
             }
             line -= lines;
             ++distance_;
-            turn(args);
+            turn(phase);
         }
         return false;
     }
 
    private:
-    template <class Args>
-    __device__ __forceinline__ void turn(const Args& args) {
-        source = args.link.me + distance_;
-        source -= source >= args.link.num_ranks ? args.link.num_ranks : 0;
+    __device__ __forceinline__ void turn(const combine_phase& phase) {
+        source = phase.list.me + distance_;
+        source -= source >= phase.list.num_ranks ? phase.list.num_ranks : 0;
     }
     i32 distance_ = 1;
 };
@@ -152,21 +148,24 @@ __device__ inline void feed_lines(const Args& args, const combine_phase& phase, 
     const gather_rank& own = phase.ranks[args.link.me];
     const bool leads = lane_idx() == 0;
     sum_sender<Config> sender;
-    line_walk next(args, static_cast<i32>(blockIdx.x));
-    i32 summed = -1;
+    line_walk next(phase, static_cast<i32>(blockIdx.x));
+    i32 summed = -1;  // its place
     i32 summed_source = 0;
 #pragma unroll 1
     for (i32 side = 0;; side ^= 1) {
-        bool more = next.has_line(args);
+        bool more = next.has_line(phase);
+        i32 place = 0;
         if (more) {
             bool ok = true;
-            resolve_line<Config>(args, args.line_weights, phase, own, next.source, next.line, step, work.terms[side],
+            const i32 position = line_position(phase, next.source, next.line);
+            place = place_of_line<Config.topk>(phase, next.source, position);
+            resolve_line<Config>(args, args.line_weights, phase, own, next.source, position, step, work.terms[side],
                                  ok);
             more = __all_sync(full_warp, ok);
         }
         if (leads) {
             if (more) {
-                work.terms[side].output = sum_sender<Config>::place(phase.ranks[next.source], next.line, rows, side);
+                work.terms[side].output = sum_sender<Config>::place(phase.ranks[next.source], place, rows, side);
             } else {
                 work.end(side);
             }
@@ -180,7 +179,7 @@ __device__ inline void feed_lines(const Args& args, const combine_phase& phase, 
         if (!more) {
             break;
         }
-        summed = next.line;
+        summed = place;
         summed_source = next.source;
         next.line += args.senders;
     }
@@ -195,7 +194,7 @@ template <gather_config Config, class Args>
 __device__ inline void feed_tokens(const Args& args, const combine_phase& phase, sums_in_turn<Config>& work, u32 step) {
     const i32 blocks = static_cast<i32>(gridDim.x) - args.senders;
     const gather_rank& own = phase.ranks[args.link.me];
-    i32 token = static_cast<i32>(blockIdx.x) - args.senders;
+    i32 token = phase.list.first_token + static_cast<i32>(blockIdx.x) - args.senders;
 #pragma unroll 1
     for (i32 side = 0;; side ^= 1, token += blocks) {
         bool more = token < args.num_tokens;
@@ -227,6 +226,7 @@ template <gather_config Config>
 __global__ void __launch_bounds__(combine_threads(Config), combine_blocks(Config))
     combine_kernel(const __grid_constant__ combine_args<Config.num_ranks> args) {
     __shared__ sums_in_turn<Config> work;
+    __shared__ i32 window[window_numbers(Config.num_ranks)];
     extern __shared__ __align__(128) u8 rows[];
     wait_for_kernel_before();
     if (__syncthreads_or(exchange_failed(args.link, lane_op::combine) ? 1 : 0) != 0) {
@@ -240,6 +240,10 @@ __global__ void __launch_bounds__(combine_threads(Config), combine_blocks(Config
     const i32 block = static_cast<i32>(blockIdx.x);
     const bool sends = block < args.senders;
     phase.order = sends ? sum_order::per_rank : phase.order;
+    if (sends && args.list.window != 0) {
+        find_window_lines<Config.topk>(args, window);
+        use_window_lines(phase.list, window);
+    }
     bool ok = true;
     if (block < args.weight_senders) {
         ok = wait_all(args.link, lane.area_step[static_cast<i32>(lane_area::weights)], lane_op::none, false);

@@ -9,7 +9,9 @@
 namespace epjit::templates {
 
 /// The table serves both halves. Of this rank: the caller's input, read by token, and the output. Of a peer: as input
-/// where its rows arrive, as output where it wants this rank's; its `local_weights` where it wants their weights.
+/// where its rows arrive, as output where it wants this rank's; its `local_weights` where it wants their weights. Where
+/// the list has a window, the launch is for its tokens, which begin a chunk: up to `num_tokens` of this rank's own, and
+/// rows of peers are found by token.
 struct dispatch_head : scatter_head {
     rank_link link;
     chunk_flags flags;
@@ -18,7 +20,7 @@ struct dispatch_head : scatter_head {
     i32 own_weight_columns;
     i32 send_bytes;  ///< 16 where bulk copies may read the input
 };
-static_assert(sizeof(dispatch_head) == 168 + 56 + 24 + 16);
+static_assert(sizeof(dispatch_head) == 176 + 56 + 24 + 16);
 
 /// Shared memory for what says where a row goes: a line, or a token's entries and positions.
 EPJIT_SHARED constexpr i32 dispatch_note_bytes(i32 topk) {
@@ -58,7 +60,7 @@ struct dispatch_args : dispatch_head {
 };
 
 /// The table serves both halves. Of this rank: the experts' rows, the caller's weights, the output. Of a peer: where
-/// its partial sums arrive, and where it wants this rank's sums.
+/// its partial sums arrive, and where it wants this rank's sums. A window is as in dispatch_head.
 struct combine_head : gather_head {
     rank_link link;
     chunk_flags flags;
@@ -68,7 +70,7 @@ struct combine_head : gather_head {
     i32 own_weight_columns;
     i32 weighted;  ///< weights of lines are awaited
 };
-static_assert(sizeof(combine_head) == 104 + 56 + 24 + 24 + 16);
+static_assert(sizeof(combine_head) == 112 + 56 + 24 + 24 + 16);
 
 /// Threads of combine_kernel: those that sum and a warp that finds the next rows, waits and sends meanwhile.
 EPJIT_SHARED constexpr i32 combine_threads(const gather_config& c) {

@@ -20,7 +20,7 @@ __device__ inline void send_line_weights(const Args& args, const weight_area& ar
                                          i32 thread, i32 threads) {
     const i32 size = args.num_tokens * TopK;
 #pragma unroll 2
-    for (i32 i = thread; i < size; i += threads) {
+    for (i32 i = args.list.first_token * TopK + thread; i < size; i += threads) {
         const plan_entry entry = args.entries[i];
         const i32 position = args.list.positions[i];
         if (entry.rank != no_rank && entry.rank != args.link.me) {
@@ -78,7 +78,8 @@ __device__ __forceinline__ row_term* resolve_line(const Args& args, const weight
     return term;
 }
 
-/// A peer that holds rows of an own token, and where the token's line lies in its list.
+/// A peer that holds rows of an own token, and where its sum of them lies: at the position of the token's line in its
+/// list, in a window at the token.
 struct awaited_sum {
     i32 source = -1;  ///< -1: none
     i32 position = 0;
@@ -96,7 +97,7 @@ __device__ __forceinline__ row_term* resolve_token(const Args& args, const Phase
     if (lane < Config.topk) {
         const i64 index = static_cast<i64>(token) * Config.topk + lane;
         entry = args.entries[index];
-        position = args.list.positions[index];
+        position = args.list.window != 0 ? token : args.list.positions[index];
     }
     const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
     const bool first = lane == 0 || previous != entry.rank;

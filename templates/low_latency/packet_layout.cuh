@@ -60,7 +60,7 @@ struct ll_dispatch_args : scatter_head {
     i32 own_weight_columns;
     i32 send_bytes;  ///< 16 where rows of the input may be read in the widest accesses, else less
 };
-static_assert(sizeof(ll_dispatch_args) == 168 + 56 + 24 + 120 + 16);
+static_assert(sizeof(ll_dispatch_args) == 176 + 56 + 24 + 120 + 16);
 
 /// Combine of one rank. In the grid: blocks that send weights, blocks that send sums of the peers' lines, blocks that
 /// sum this rank's tokens.
@@ -75,6 +75,6 @@ struct ll_combine_args : gather_head {
     i32 weighted;                ///< weights of lines are awaited
     u8 hosts[max_driven_ranks];  ///< number of each rank's host, in the hosts' order
 };
-static_assert(sizeof(ll_combine_args) == 104 + 56 + 48 + 80 + 16 + 64);
+static_assert(sizeof(ll_combine_args) == 112 + 56 + 48 + 80 + 16 + 64);
 
 }  // namespace epjit::templates

@@ -226,7 +226,9 @@ void compare(const problem& p, const reference::observation& seen, run_result& r
 /// Times, counts and the check of the ranks that `comm` drives.
 run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, const run_options& options) {
     const resident_experts experts(comm, p);
-    exchange ex(comm, config_of(p, kind));
+    exchange_config config = config_of(p, kind);
+    config.staging_bytes = options.staging_bytes;
+    exchange ex(comm, config);
     ex.prepare();
     const std::unique_ptr<memory_space> memory = make_memory_space(comm);
     layer_options layer;
