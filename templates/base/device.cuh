@@ -159,8 +159,33 @@ __device__ __forceinline__ void mbarrier_arrive_expect(u64* barrier, u32 bytes) 
                  : "memory");
 }
 
+/// More bytes are to come before the barrier's phase ends; arrives not.
+__device__ __forceinline__ void mbarrier_expect(u64* barrier, u32 bytes) {
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(u64* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+/// Whether the phase with the given parity has ended.
+__device__ __forceinline__ bool mbarrier_done(u64* barrier, u32 parity) {
+    u32 done;
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n"
+        "}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+    return done != 0;
+}
+
 /// Waits for the phase with the given parity. Bounded by the hardware copy it waits for: the bytes were asked for by
-/// this block, so no other block or rank can withhold them.
+/// this block, so no other block or rank can withhold them. Of a phase that warps of the block end, by their waits.
 __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
     asm volatile(
         "{\n"
@@ -176,6 +201,11 @@ __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
 /// Orders what ordinary accesses of this thread have seen before its copies that follow.
 __device__ __forceinline__ void fence_proxy_async() {
     asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+/// The same of shared memory alone.
+__device__ __forceinline__ void fence_proxy_async_shared() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 /// Global to shared, completing on `barrier`.

@@ -114,6 +114,18 @@ __device__ inline bool wait_all(const rank_link& link, u32 step, lane_op op, boo
     return __syncthreads_and(ok ? 1 : 0) != 0;
 }
 
+/// The same for one whole warp, which waits for the peers alone.
+__device__ inline bool wait_peers(const rank_link& link, u32 step, lane_op op) {
+    bool ok = true;
+#pragma unroll 1
+    for (i32 p = static_cast<i32>(lane_idx()); p < link.num_ranks; p += 32) {
+        if (p != link.me && link.peers[p] != nullptr) {
+            ok = wait_step(link, p, step, op) && ok;
+        }
+    }
+    return __all_sync(full_warp, ok);
+}
+
 #endif
 
 }  // namespace epjit::templates
