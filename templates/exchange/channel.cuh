@@ -9,9 +9,9 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-/// Notes the failure, once, and tells every peer. Called by one thread.
-__device__ inline void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer, u32 expected,
-                                     u64 seen) {
+/// Notes the failure, once, and tells every peer. Called by one thread. Not inline: every wait may end here.
+__device__ __noinline__ void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer, u32 expected,
+                                           u64 seen) {
     if (atomicExch(&link.control->failed, 1u) != 0) {
         return;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Combine between ranks with rows in shared memory: bulk copies bring them far ahead of the sums and take the sums away.
-// A team of a block is a warp that finds rows and starts their loads, warps that sum stage by stage, and a warp that
-// stores the sums. They meet at barriers in shared memory and never all at once.
+// Combine between ranks with rows in shared memory: bulk copies bring them far ahead of the sums and take the sums
+// away. A team of a block is a warp that finds rows and starts their loads, warps that sum stage by stage, and a warp
+// that stores the sums. They meet at barriers in shared memory and never all at once.
 //
 // Cost model: as combine_kernel; the ring keeps some 190 KB of rows in flight per SM.
 #pragma once
@@ -21,7 +21,7 @@ namespace epjit::templates {
 inline constexpr u32 ends_rank = 1;  ///< the partial sum of a rank, after this row
 inline constexpr u32 ends_host = 2;  ///< and of a host
 inline constexpr u32 ends_sum = 4;
-inline constexpr u32 has_no_row = 8;     ///< of a sum of nothing
+inline constexpr u32 has_no_row = 8;      ///< of a sum of nothing
 inline constexpr u32 stays_outside = 16;  ///< the row is at `row`, no copy may touch it
 inline constexpr u32 ends_work = 32;
 
@@ -145,7 +145,9 @@ class ring_feeder {
     }
 
     /// The last: those that sum leave when they come to it.
-    __device__ __forceinline__ void end() { push_mark(ends_work, 0, 0); }
+    __device__ __forceinline__ void end() {
+        push_mark(ends_work, 0, 0);
+    }
 
    private:
     __device__ __forceinline__ i32 stage_of(i32 ahead) const {
@@ -205,109 +207,117 @@ class ring_feeder {
     u32 round_ = 0;
 };
 
-/// Lane k's part of a peer's line, as it is read ahead: nothing here depends on what was loaded.
-struct line_part {
-    i32 row = -1;
-    u32 slot = no_slot;
-    u64 weight = 0;
+/// What lane k reads ahead of entry k of a line or a token. Nothing here depends on what was loaded.
+struct item_part {
+    token_part of;   ///< of a line only the row, and the slot as its rank
+    u64 weight = 0;  ///< of a line, as far as it has arrived
 };
 
-template <gather_config Config, class Args>
-__device__ __forceinline__ line_part read_line_part(const Args& args, i32 source, i32 line) {
-    const i32 lane = static_cast<i32>(lane_idx());
-    line_part part;
-    if (lane < Config.topk) {
-        const u8* at = line_of<Config.topk>(args, source, line);
-        part.row = reinterpret_cast<const i32*>(at)[1 + lane];
-        part.slot = reinterpret_cast<const u16*>(at + line_slots_offset(Config.topk))[lane];
-        if (args.weighted != 0) {
-            part.weight = ld_relaxed_sys_64(line_weight_at<Config.topk>(args.line_weights, source, line, lane));
+/// The lines or tokens of a team, one after the other, with what is read of them.
+template <gather_config Config>
+class item_walk {
+   public:
+    i32 owner;  ///< rank of the token
+    i32 item;   ///< its line, or its number
+
+    template <class Args>
+    __device__ __forceinline__ item_walk(const Args& args, bool sends, i32 first, i32 step)
+        : owner(args.link.me), item(first - step), sends_(sends), step_(step), lines_(args, first, step) {}
+
+    template <class Args>
+    __device__ __forceinline__ bool advance(const Args& args) {
+        item += step_;
+        bool more = item < args.num_tokens;
+        if (sends_) {
+            more = lines_.advance(args);
+            owner = lines_.source;
+            item = lines_.line;
+        }
+        if (more) {
+            read(args);
+        }
+        return more;
+    }
+
+    __device__ __forceinline__ const item_part& part() const { return part_; }
+
+   private:
+    template <class Args>
+    __device__ __forceinline__ void read(const Args& args) {
+        const i32 lane = static_cast<i32>(lane_idx());
+        if (!sends_) {
+            part_.of = read_token_part<Config>(args, item);
+        } else if (lane < Config.topk) {
+            const u8* at = line_of<Config.topk>(args, owner, item);
+            part_.of.entry.row = reinterpret_cast<const i32*>(at)[1 + lane];
+            part_.of.entry.rank = reinterpret_cast<const u16*>(at + line_slots_offset(Config.topk))[lane];
+            if (args.weighted != 0) {
+                part_.weight = ld_relaxed_sys_64(line_weight_at<Config.topk>(args.line_weights, owner, item, lane));
+            }
         }
     }
-    return part;
+
+    const bool sends_;
+    const i32 step_;
+    line_walk lines_;
+    item_part part_;
+};
+
+/// Where the lane's term is, and whether there is one. `entry` becomes this rank's where the part is of a line.
+template <gather_config Config, class Args>
+__device__ __forceinline__ feeder_term make_term(const Args& args, const combine_phase& phase, bool sends, i32 item,
+                                                 token_part& part) {
+    const gather_rank& own = phase.ranks[args.link.me];
+    feeder_term t;
+    t.weight = 1.0f;
+    if (sends) {
+        const bool mine = part.entry.rank != static_cast<u16>(no_slot);
+        part.entry = {mine ? part.entry.row : -1, mine ? static_cast<u16>(args.link.me) : no_rank, 0};
+        t.used = has_own_row(args.layout, part.entry);
+    } else {
+        t.used = is_summed(args, part);
+    }
+    t.waits = t.used && part.entry.rank != args.link.me;
+    if (!sends && t.used && !t.waits && own.weights != nullptr) {
+        t.weight = own.weights[static_cast<i64>(item) * args.own_weight_columns + part.entry.column];
+    }
+    const gather_rank& holder = phase.ranks[t.waits ? static_cast<i32>(part.entry.rank) : args.link.me];
+    t.row = static_cast<const u8*>(holder.rows) +
+            static_cast<i64>(t.waits ? part.position : part.entry.row) * holder.row_stride;
+    t.at = place_term<Config.topk>(phase, t.used, part.entry.rank);
+    return t;
 }
 
-/// The feeder of a team that sends: the terms of every `items`-th line of the peers.
+/// The feeder's warp: the terms of every `step`-th line of the peers or token of this rank. It reads one ahead.
 template <gather_config Config, class Args>
-__device__ inline void feed_lines(const Args& args, const combine_phase& phase, const combine_team<Config>& team,
-                                  i32 first, i32 items, u32 step) {
-    const gather_rank& own = phase.ranks[args.link.me];
-    const u16 me = static_cast<u16>(args.link.me);
+__device__ inline void feed_sums(const Args& args, const combine_phase& phase, const combine_team<Config>& team,
+                                 bool sends, i32 first, i32 items_step, u32 step) {
     ring_feeder<Config> feeder(team, args.vector_bytes < 16);
-    line_walk next(args, first, items);
+    item_walk<Config> next(args, sends, first, items_step);
     bool more = next.advance(args);
-    line_part ahead;
-    if (more) {
-        ahead = read_line_part<Config>(args, next.source, next.line);
-    }
 #pragma unroll 1
     while (more) {
-        const line_part part = ahead;
-        const i32 source = next.source;
-        const i32 line = next.line;
+        item_part part = next.part();
+        const i32 owner = next.owner;
+        const i32 item = next.item;
         more = next.advance(args);
-        if (more) {
-            ahead = read_line_part<Config>(args, next.source, next.line);
-        }
-        const bool mine = part.slot != no_slot;
-        const plan_entry entry{mine ? part.row : -1, mine ? me : no_rank, 0};
-        feeder_term t;
-        t.used = has_own_row(args.layout, entry);
-        t.waits = false;
-        t.row = static_cast<const u8*>(own.rows) + static_cast<i64>(entry.row) * own.row_stride;
-        t.weight = 1.0f;
-        t.at = place_term<Config.topk>(phase, t.used, entry.rank);
+        feeder_term t = make_term<Config>(args, phase, sends, item, part.of);
         const auto arrive = [&](feeder_term& term) {
-            return !term.used || args.weighted == 0 ||
-                   await_line_weight(args.link,
-                                     line_weight_at<Config.topk>(args.line_weights, source, line,
-                                                                 static_cast<i32>(lane_idx())),
-                                     part.weight, source, step, term.weight);
-        };
-        if (!feeder.push(t, source, line, arrive)) {
-            return;
-        }
-    }
-    feeder.end();
-}
-
-/// The feeder of a team that finishes: the parts of every `items`-th token of this rank, the peers' as they arrive.
-template <gather_config Config, class Args>
-__device__ inline void feed_tokens(const Args& args, const combine_phase& phase, const combine_team<Config>& team,
-                                   i32 first, i32 items, u32 step) {
-    const gather_rank& own = phase.ranks[args.link.me];
-    ring_feeder<Config> feeder(team, args.vector_bytes < 16);
-    token_part ahead;
-    if (first < args.num_tokens) {
-        ahead = read_token_part<Config>(args, first);
-    }
-#pragma unroll 1
-    for (i32 token = first; token < args.num_tokens; token += items) {
-        const token_part part = ahead;
-        if (token + items < args.num_tokens) {
-            ahead = read_token_part<Config>(args, token + items);
-        }
-        feeder_term t;
-        t.used = is_summed(args, part);
-        t.waits = part.entry.rank != args.link.me;
-        t.weight = 1.0f;
-        const gather_rank& holder = phase.ranks[t.used ? part.entry.rank : args.link.me];
-        t.row = static_cast<const u8*>(holder.rows) +
-                static_cast<i64>(t.waits ? part.position : part.entry.row) * holder.row_stride;
-        if (t.used && !t.waits && own.weights != nullptr) {
-            t.weight = own.weights[static_cast<i64>(token) * args.own_weight_columns + part.entry.column];
-        }
-        t.at = place_term<Config.topk>(phase, t.used, part.entry.rank);
-        const auto arrive = [&](feeder_term& term) {
-            if (!term.used || !term.waits) {
-                return true;
+            if (sends) {
+                const u64* at =
+                    line_weight_at<Config.topk>(args.line_weights, owner, item, static_cast<i32>(lane_idx()));
+                return !term.used || args.weighted == 0 ||
+                       await_line_weight(args.link, at, part.weight, owner, step, term.weight);
             }
-            const bool there =
-                wait_flag(args.flags, args.link, part.entry.rank, part.position, step, lane_op::combine);
-            fence_proxy_async();  // stored by the peer's copy, to be read by ours
+            bool there = true;
+            if (term.waits) {
+                there = wait_flag(args.flags, args.link, static_cast<i32>(part.of.entry.rank), part.of.position, step,
+                                  lane_op::combine);
+                fence_proxy_async();  // stored by the peer's copy, to be read by ours
+            }
             return there;
         };
-        if (!feeder.push(t, args.link.me, token, arrive)) {
+        if (!feeder.push(t, owner, item, arrive)) {
             return;
         }
     }
@@ -316,21 +326,11 @@ __device__ inline void feed_tokens(const Args& args, const combine_phase& phase,
 
 /// A packet of a row that is aligned to its elements only.
 template <element Type>
-__device__ __forceinline__ packet<16> load_elements(const u8* from) {
-    typename unpacked<Type, 16>::raw r;
-#pragma unroll
-    for (i32 i = 0; i < unpacked<Type, 16>::count; ++i) {
-        r.v[i] = reinterpret_cast<const typename element_of<Type>::storage*>(from)[i];
-    }
-    return __builtin_bit_cast(packet<16>, r);
-}
-
-template <element Type>
-__device__ __forceinline__ void store_elements(u8* to, packet<16> p) {
-    const auto r = __builtin_bit_cast(typename unpacked<Type, 16>::raw, p);
-#pragma unroll
-    for (i32 i = 0; i < unpacked<Type, 16>::count; ++i) {
-        reinterpret_cast<typename element_of<Type>::storage*>(to)[i] = r.v[i];
+__device__ __forceinline__ void copy_by_element(u8* to, const u8* from) {
+    using storage = typename element_of<Type>::storage;
+#pragma unroll 1
+    for (i32 i = 0; i < 16 / element_bytes(Type); ++i) {
+        reinterpret_cast<storage*>(to)[i] = reinterpret_cast<const storage*>(from)[i];
     }
 }
 
@@ -346,13 +346,13 @@ class row_sums {
 
     __device__ __forceinline__ explicit row_sums(i32 thread) : thread_(thread) {}
 
-    __device__ __forceinline__ void add(const ring_term& term, const u8* row) {
-        const bool outside = (term.marks & stays_outside) != 0;
+    __device__ __forceinline__ void add(const ring_term& term, u8* row) {
+        if ((term.marks & stays_outside) != 0) {
+            each([&](i32, i32 offset) { copy_by_element<Config.type>(row + offset, term.row + offset); });
+            fence_proxy_async_shared();  // before a copy fills the stage again
+        }
         packet<16> p[own_packets];
-        each([&](i32 n, i32 offset) {
-            p[n] = outside ? load_elements<Config.type>(term.row + offset)
-                           : *reinterpret_cast<const packet<16>*>(row + offset);
-        });
+        each([&](i32 n, i32 offset) { p[n] = *reinterpret_cast<const packet<16>*>(row + offset); });
         each([&](i32 n, i32) {
             values_type values;
             values.unpack(p[n]);
@@ -367,8 +367,8 @@ class row_sums {
         }
     }
 
-    /// Writes the token's sum and begins the next.
-    __device__ __forceinline__ void take(u8* to, bool elements) {
+    /// Writes the token's sum, and once more to `outside` where no copy may. Begins the next.
+    __device__ __forceinline__ void take(u8* row, u8* outside) {
         each([&](i32 n, i32 offset) {
             values_type values;
 #pragma unroll
@@ -376,12 +376,11 @@ class row_sums {
                 values.values[i] = sums_[n].total[i];
                 sums_[n].total[i] = 0.0f;
             }
-            if (elements) {
-                store_elements<Config.type>(to + offset, values.pack());
-            } else {
-                store_packet<16>(to + offset, values.pack());
-            }
+            store_packet<16>(row + offset, values.pack());
         });
+        if (outside != nullptr) {
+            each([&](i32, i32 offset) { copy_by_element<Config.type>(outside + offset, row + offset); });
+        }
     }
 
    private:
@@ -431,10 +430,9 @@ __device__ inline void sum_stages(const combine_team<Config>& team, i32 thread, 
         }
         mbarrier_wait(&team.sum_empty[side], side_round);
         if (!ends) {
-            u8* to = output == nullptr ? team.sum_row(side)
-                                       : static_cast<u8*>(output->output) +
-                                             static_cast<i64>(term.item) * output->output_stride;
-            sums.take(to, output != nullptr);
+            sums.take(team.sum_row(side), output == nullptr ? nullptr
+                                                            : static_cast<u8*>(output->output) +
+                                                                  static_cast<i64>(term.item) * output->output_stride);
         }
         if (thread == 0) {
             team.places[side] = {ends ? -1 : term.owner, term.item};
@@ -515,10 +513,9 @@ __device__ __forceinline__ void combine_by_ring(const Args& args, const combine_
         sum_stages<Config>(team, thread, outside ? &phase.ranks[args.link.me] : nullptr);
     } else if (thread >= team_type::shape.summers + 32) {
         store_sums<Config>(args, phase, team, part.sends, !outside, step, partials_step);
-    } else if (part.sends) {
-        feed_lines<Config>(args, phase, team, number * part.blocks + part.block, Config.teams * part.blocks, step);
     } else {
-        feed_tokens<Config>(args, phase, team, number * part.blocks + part.block, Config.teams * part.blocks, step);
+        feed_sums<Config>(args, phase, team, part.sends, number * part.blocks + part.block, Config.teams * part.blocks,
+                          step);
     }
 }
 

@@ -38,8 +38,9 @@ struct combine_head : gather_head {
 };
 static_assert(sizeof(combine_head) == 104 + 56 + 24 + 24 + 16);
 
-/// A team of combine_kernel's block sums rows that bulk copies bring to its ring of stages: threads that sum, a warp that
-/// finds and loads the rows, a warp that stores the sums. Without stages a block is one team and loads rows itself.
+/// A team of combine_kernel's block sums rows that bulk copies bring to its ring of stages: threads that sum, a warp
+/// that finds and loads the rows, a warp that stores the sums. Without stages a block is one team and loads rows
+/// itself.
 struct combine_team_shape {
     i32 stages;    ///< rows of the ring
     i32 sum_rows;  ///< sums on their way out
