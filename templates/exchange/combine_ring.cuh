@@ -458,6 +458,7 @@ __device__ inline void store_sums(const Args& args, const combine_phase& phase, 
     using team_type = combine_team<Config>;
     // The owners have read what this rank sent last. Where one has not, nothing is stored.
     const bool live = !sends || wait_peers(args.link, partials_step, lane_op::none);
+    __syncwarp();
     if (lane_idx() == 0) {
         sum_place untold{-1, 0};
         u32 round = 0;
