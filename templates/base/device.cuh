@@ -226,6 +226,13 @@ __device__ __forceinline__ void bulk_store(void* global, const void* shared, u32
                  : "memory");
 }
 
+/// The same where the lines are soon read from the L2.
+__device__ __forceinline__ void bulk_store_kept(void* global, const void* shared, u32 bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
+                 "r"(shared_address(shared)), "r"(bytes)
+                 : "memory");
+}
+
 __device__ __forceinline__ void bulk_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }

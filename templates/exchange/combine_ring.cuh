@@ -471,8 +471,12 @@ __device__ inline void store_sums(const Args& args, const combine_phase& phase, 
             }
             if (live && stores) {
                 const gather_rank& owner = phase.ranks[place.owner];
-                bulk_store(static_cast<u8*>(owner.output) + static_cast<i64>(place.item) * owner.output_stride,
-                           team.sum_row(side), team_type::row_bytes);
+                u8* to = static_cast<u8*>(owner.output) + static_cast<i64>(place.item) * owner.output_stride;
+                if (sends) {
+                    bulk_store_kept(to, team.sum_row(side), team_type::row_bytes);
+                } else {
+                    bulk_store(to, team.sum_row(side), team_type::row_bytes);
+                }
                 bulk_commit();
             }
             if (untold.owner >= 0) {
