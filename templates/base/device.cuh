@@ -118,6 +118,11 @@ __device__ __forceinline__ void prefetch_l1(const void* p) {
     asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
 }
 
+/// The 128 bytes at `p`, a multiple of 128, are nobody's any more: what the L2 has of them need not reach the memory.
+__device__ __forceinline__ void discard_l2_128(const void* p) {
+    asm volatile("discard.global.L2 [%0], 128;" ::"l"(p) : "memory");
+}
+
 /// Rows are read once: keep them out of L1.
 __device__ __forceinline__ uint4 ld_streaming_16(const void* p) {
     uint4 v;

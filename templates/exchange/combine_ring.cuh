@@ -24,6 +24,7 @@ inline constexpr u32 ends_sum = 4;
 inline constexpr u32 has_no_row = 8;      ///< of a sum of nothing
 inline constexpr u32 stays_outside = 16;  ///< the row is at `row`, no copy may touch it
 inline constexpr u32 ends_work = 32;
+inline constexpr u32 is_spent = 64;  ///< the row at `row` is written before it is read again
 
 /// What is beside the row of a stage.
 struct alignas(16) ring_term {
@@ -127,7 +128,8 @@ class ring_feeder {
             if (inside) {
                 const u32 marks = t.at.closing == 0 ? 0u : t.at.closing == 1 ? ends_rank : ends_rank | ends_host;
                 const u32 last = t.at.place == t.at.count - 1 ? ends_sum : 0u;
-                const u32 where = outside_ && !t.waits ? stays_outside : 0u;
+                const u32 where = !t.waits ? (outside_ ? stays_outside : 0u)
+                                           : (reinterpret_cast<u64>(t.row) % 128 == 0 ? is_spent : 0u);
                 announce(ahead, ok ? marks | last | where : ends_work, t, owner, item);
             }
             if (!ok && inside && !t.waits && !outside_) {
@@ -415,6 +417,13 @@ __device__ inline void sum_stages(const combine_team<Config>& team, i32 thread, 
         const bool ends = (term.marks & ends_work) != 0;
         if ((term.marks & (has_no_row | ends_work)) == 0) {
             sums.add(term, team.rows + stage * team_type::row_bytes);
+        }
+        if ((term.marks & is_spent) != 0) {
+            // A peer's sum, copied here: saves the memory a write.
+#pragma unroll 1
+            for (i32 i = thread * 128; i <= team_type::row_bytes - 128; i += team_type::shape.summers * 128) {
+                discard_l2_128(term.row + i);
+            }
         }
         __syncwarp();
         if (leads) {
