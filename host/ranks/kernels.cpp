@@ -80,7 +80,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 const templates::gather_config shape = gather_config_of(s);
                 combine =
                     prepare_kernel(context, variants_[i]->get("combine_kernel"), templates::combine_threads(shape),
-                                   s.arch.number >= 90 ? templates::combine_shared_bytes(shape) : 0, budget);
+                                   templates::combine_shared_bytes(shape), budget);
                 break;
             }
             case jit::kernel_kind::low_latency_dispatch:

@@ -7,8 +7,12 @@
 namespace epjit::host {
 namespace {
 
-/// Blocks of a combine that send the weights before their sums.
-constexpr std::int32_t most_weight_senders = 64;
+/// Blocks of a combine that send the weights and leave, a few weights a thread.
+constexpr std::int64_t most_weight_blocks = 16;
+constexpr std::int64_t weights_a_thread = 4;
+
+/// A combine in one launch sends weights, sends sums and finishes tokens.
+constexpr std::int32_t fewest_combine_blocks = 3;
 
 /// Blocks that fill a rank's link with rows of `bytes`: eight would by their bytes alone, and each row costs a block
 /// what 9 KB more would (docs/performance.md).
@@ -89,19 +93,27 @@ template <std::int32_t NumRanks>
 void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                                   stream_t stream) {
     const launchable& kernel = kernels().combine;
-    const std::int64_t most_senders =
-        std::clamp(kernel.max_blocks * knobs(plan).combine_senders_percent / 100, 1, kernel.max_blocks - 1);
+    // A budget holds for all blocks; else those that finish tokens take the places of those that sent weights.
+    const bool budget = config_.config.num_sms > 0;
+    const std::int64_t most_weights = budget ? std::max(1, kernel.max_blocks / 8) : most_weight_blocks;
+    const std::int64_t weights_a_block = kernel.threads * weights_a_thread;
     by_windows(plan, 1, [&](const token_window& window) {
         templates::combine_args<NumRanks> args{};
         fill_combine_args(args, args.ranks, setting(plan, window), plan, ranks, options.reduction);
         args.link = way_->link(options.lane);
         args.flags = way_->flags(travel_area::partials, options.lane);
+        const std::int64_t tokens = window.of(plan.num_tokens);
+        const std::int64_t weights = tokens * config_.config.topk;
+        args.weight_blocks = static_cast<templates::i32>(
+            args.weighted != 0
+                ? std::clamp<std::int64_t>((weights + weights_a_block - 1) / weights_a_block, 0, most_weights)
+                : 0);
+        const std::int32_t blocks = kernel.max_blocks - (budget ? args.weight_blocks : 0);
         const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * window.of(bound(plan));
+        const std::int64_t most_senders = std::clamp(blocks * knobs(plan).combine_senders_percent / 100, 1, blocks - 1);
         args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
-        args.weight_senders = args.weighted != 0 ? std::min(args.senders, most_weight_senders) : 0;
-        const std::int64_t own =
-            std::clamp<std::int64_t>(window.of(plan.num_tokens), 1, std::max(1, kernel.max_blocks - args.senders));
-        launch(comm_, kernel, args.senders + own, &args, stream, launch_mode::overlapping);
+        const std::int64_t own = std::clamp<std::int64_t>(tokens, 1, std::max(1, blocks - args.senders));
+        launch(comm_, kernel, args.weight_blocks + args.senders + own, &args, stream, launch_mode::overlapping);
     });
 }
 
@@ -110,7 +122,8 @@ void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, c
     const rank_plan& plan = static_cast<const rank_plan&>(p);
     const bool few = few_tokens(plan);
     if (!way_->peers_written() || options.reduction == reduction::per_row ||
-        (!few && (!kernels().combine || kernels().combine.max_blocks < 2 || knobs(plan).combine_launches == 2))) {
+        (!few && (!kernels().combine || kernels().combine.max_blocks < fewest_combine_blocks ||
+                  knobs(plan).combine_launches == 2))) {
         combine_by_steps(plan, ranks[0], options, stream);
         return;
     }

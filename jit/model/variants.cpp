@@ -294,9 +294,19 @@ variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std
                                    dtype type) {
     variant_spec s = row_sum_spec(arch, num_ranks, hidden, topk, type);
     s.kind = kernel_kind::exchange_combine;
+    const std::int64_t row_bytes = hidden * size_of(type);
+    // Rows through shared memory: two of them are for sums, and a few must be on their way.
+    constexpr std::int32_t fewest_stages = 6;
+    if (const std::int32_t stages = bulk_stages(arch, row_bytes, false);
+        stages >= fewest_stages && hidden <= templates::most_ring_hidden) {
+        s.stages = stages;
+        // Short rows: several sums at a time, or what each costs besides its rows shows.
+        s.movers = templates::ring_teams(std::min(stages / 12, 4), hidden, stages);
+        s.threads = templates::ring_threads(hidden);
+        return s;
+    }
     // A row of many vectors by more threads: fewer rows are under way at once, and what waits for one waits less.
     constexpr std::int64_t long_row = 8192;
-    const std::int64_t row_bytes = hidden * size_of(type);
     s.threads = row_bytes >= long_row ? row_threads(row_bytes, 224) : s.threads;
     return s;
 }

@@ -91,8 +91,8 @@ std::string config_text(const variant_spec& s) {
         case kernel_kind::low_latency_combine:
             return fmt::format(
                 "gather_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
-                "    .type = {},\n    .threads = {},\n}};\n",
-                s.hidden, s.num_ranks, s.topk, element_text(s.input), s.threads);
+                "    .type = {},\n    .threads = {},\n    .stages = {},\n    .teams = {},\n}};\n",
+                s.hidden, s.num_ranks, s.topk, element_text(s.input), s.threads, s.stages, s.movers);
     }
     return {};
 }

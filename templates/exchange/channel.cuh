@@ -9,9 +9,9 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-/// Notes the failure, once, and tells every peer. Called by one thread.
-__device__ inline void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer, u32 expected,
-                                     u64 seen) {
+/// Notes the failure, once, and tells every peer. Called by one thread. Not inline: every wait may end here.
+__device__ __noinline__ void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer, u32 expected,
+                                           u64 seen) {
     if (atomicExch(&link.control->failed, 1u) != 0) {
         return;
     }
@@ -112,6 +112,18 @@ __device__ inline bool wait_all(const rank_link& link, u32 step, lane_op op, boo
         }
     }
     return __syncthreads_and(ok ? 1 : 0) != 0;
+}
+
+/// The same for one whole warp, which waits for the peers alone.
+__device__ inline bool wait_peers(const rank_link& link, u32 step, lane_op op) {
+    bool ok = true;
+#pragma unroll 1
+    for (i32 p = static_cast<i32>(lane_idx()); p < link.num_ranks; p += 32) {
+        if (p != link.me && link.peers[p] != nullptr) {
+            ok = wait_step(link, p, step, op) && ok;
+        }
+    }
+    return __all_sync(full_warp, ok);
 }
 
 #endif

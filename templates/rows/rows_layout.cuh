@@ -86,7 +86,9 @@ struct gather_config {
     i32 num_ranks;  ///< as in scatter_config
     i32 topk;
     element type;  ///< of rows, wire and output: bf16, fp16 or f32
-    i32 threads;
+    i32 threads;   ///< of a block, or of a team where there are teams
+    i32 stages;    ///< combine between ranks: rows of a block in shared memory; 0: none
+    i32 teams;     ///< that share them
 };
 
 /// What each driven rank brings to a scatter, as source (input) and as destination (output). Strides are in bytes.
