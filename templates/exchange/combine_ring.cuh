@@ -158,8 +158,10 @@ class ring_feeder {
     __device__ __forceinline__ u32 round_of(i32 ahead) const {
         return round_ ^ (stage_ + ahead >= team_type::stages ? 1u : 0u);
     }
+    /// All lanes have seen the stage free before one announces it: its barrier goes on from then.
     __device__ __forceinline__ void wait_for_room(i32 ahead) const {
         mbarrier_wait(&team_.empty[stage_of(ahead)], round_of(ahead) ^ 1);
+        __syncwarp();
     }
     __device__ __forceinline__ void advance(i32 size) {
         round_ = round_of(size);
