@@ -109,46 +109,38 @@ class ring_feeder {
     /// `outside`: this rank's rows cannot be copied.
     __device__ __forceinline__ ring_feeder(const team_type& team, bool outside) : team_(team), outside_(outside) {}
 
-    /// Feeds the terms of one sum, as many at a time as there are stages. Rows that are there are under way before
-    /// `arrive` waits for what is missing. False: it did not come, and the work has ended.
+    /// Feeds the terms of one sum, as many at a time as there are stages; a sum of nothing takes one. Rows that are
+    /// there are under way before `arrive` waits for what is missing. False: it did not come, and the work has ended.
     template <class Arrive>
     __device__ __forceinline__ bool push(feeder_term& t, i32 owner, i32 item, const Arrive& arrive) {
-        bool ok = true;
+        const bool empty = t.at.count == 0;
         const i32 count = max_of(t.at.count, 1);
+        const bool feeds = t.used || (empty && lane_idx() == 0);
+        bool ok = true;
 #pragma unroll 1
         for (i32 first = 0; first < count && ok; first += team_type::stages) {
             const i32 size = min_of(count - first, team_type::stages);
             const i32 ahead = t.at.place - first;
-            const bool inside = t.used && ahead >= 0 && ahead < size;
-            load(t, ahead, size, inside && !t.waits, !outside_);
-            if (first == 0) {
-                ok = __all_sync(full_warp, arrive(t));
+            const bool inside = feeds && ahead >= 0 && ahead < size;
+            const bool copied = !empty && (t.waits || !outside_);
+#pragma unroll 1
+            for (i32 late = 0; late < 2; ++late) {
+                if (late != 0 && first == 0) {
+                    ok = __all_sync(full_warp, arrive(t));
+                }
+                load(t, ahead, size, inside && t.waits == (late != 0), copied && ok);
             }
-            load(t, ahead, size, inside && t.waits, ok);
             if (inside) {
-                const u32 marks = t.at.closing == 0 ? 0u : t.at.closing == 1 ? ends_rank : ends_rank | ends_host;
-                const u32 last = t.at.place == t.at.count - 1 ? ends_sum : 0u;
-                const u32 where = !t.waits ? (outside_ ? stays_outside : 0u)
-                                           : (reinterpret_cast<u64>(t.row) % 128 == 0 ? is_spent : 0u);
-                announce(ahead, ok ? marks | last | where : ends_work, t, owner, item);
+                announce(ahead, ok ? marks_of(t, empty) : ends_work, t, owner, item);
             }
-            if (!ok && inside && !t.waits && !outside_) {
+            if (!ok && inside && copied && !t.waits) {
                 mbarrier_wait(&team_.full[stage_of(ahead)], round_of(ahead));  // no copy outlives the block
             }
             __syncwarp();
-            if (t.at.count != 0) {
-                advance(size);
-            }
-        }
-        if (t.at.count == 0) {
-            push_mark(has_no_row | ends_rank | ends_host | ends_sum, owner, item);
+            round_ = round_of(size);
+            stage_ = stage_of(size);
         }
         return ok;
-    }
-
-    /// The last: those that sum leave when they come to it.
-    __device__ __forceinline__ void end() {
-        push_mark(ends_work, 0, 0);
     }
 
    private:
@@ -163,9 +155,12 @@ class ring_feeder {
         mbarrier_wait(&team_.empty[stage_of(ahead)], round_of(ahead) ^ 1);
         __syncwarp();
     }
-    __device__ __forceinline__ void advance(i32 size) {
-        round_ = round_of(size);
-        stage_ = stage_of(size);
+    __device__ __forceinline__ u32 marks_of(const feeder_term& t, bool empty) const {
+        const u32 ends = t.at.closing == 0 ? 0u : t.at.closing == 1 ? ends_rank : ends_rank | ends_host;
+        const u32 where =
+            !t.waits ? (outside_ ? stays_outside : 0u) : (reinterpret_cast<u64>(t.row) % 128 == 0 ? is_spent : 0u);
+        const bool last = t.at.place == t.at.count - 1;
+        return empty ? has_no_row | ends_rank | ends_host | ends_sum : ends | where | (last ? ends_sum : 0u);
     }
 
     /// Starts the copies of the lanes that want one, in the order of their stages: each when its stage is free, which
@@ -193,16 +188,6 @@ class ring_feeder {
         const i32 stage = stage_of(ahead);
         team_.terms[stage] = {t.weight, marks, owner, item, t.row, 0};
         mbarrier_arrive(&team_.full[stage]);
-    }
-
-    /// A stage without a row.
-    __device__ __forceinline__ void push_mark(u32 marks, i32 owner, i32 item) {
-        wait_for_room(0);
-        if (lane_idx() == 0) {
-            announce(0, marks, feeder_term{}, owner, item);
-        }
-        __syncwarp();
-        advance(1);
     }
 
     const team_type& team_;
@@ -298,34 +283,43 @@ __device__ inline void feed_sums(const Args& args, const combine_phase& phase, c
                                  bool sends, i32 first, i32 items_step, u32 step) {
     ring_feeder<Config> feeder(team, args.vector_bytes < 16);
     item_walk<Config> next(args, sends, first, items_step);
-    bool more = next.advance(args);
+    bool begun = false;
+    bool next_there = false;
 #pragma unroll 1
-    while (more) {
+    for (;;) {
         item_part part = next.part();
         const i32 owner = next.owner;
         const i32 item = next.item;
-        more = next.advance(args);
-        feeder_term t = make_term<Config>(args, phase, sends, item, part.of);
+        const bool there = next_there;
+        if (there || !begun) {
+            next_there = next.advance(args);
+        }
+        if (!begun) {
+            begun = true;
+            continue;
+        }
+        feeder_term t{};
+        if (there) {
+            t = make_term<Config>(args, phase, sends, item, part.of);
+        }
+        // After the last a sum of nothing, for which nothing arrives: the work ends.
         const auto arrive = [&](feeder_term& term) {
-            if (sends) {
+            bool arrived = there;
+            if (sends && term.used && args.weighted != 0) {
                 const u64* at =
                     line_weight_at<Config.topk>(args.line_weights, owner, item, static_cast<i32>(lane_idx()));
-                return !term.used || args.weighted == 0 ||
-                       await_line_weight(args.link, at, part.weight, owner, step, term.weight);
-            }
-            bool there = true;
-            if (term.waits) {
-                there = wait_flag(args.flags, args.link, static_cast<i32>(part.of.entry.rank), part.of.position, step,
-                                  lane_op::combine);
+                arrived = await_line_weight(args.link, at, part.weight, owner, step, term.weight);
+            } else if (term.waits) {
+                arrived = wait_flag(args.flags, args.link, static_cast<i32>(part.of.entry.rank), part.of.position, step,
+                                    lane_op::combine);
                 fence_proxy_async();  // stored by the peer's copy, to be read by ours
             }
-            return there;
+            return arrived;
         };
         if (!feeder.push(t, owner, item, arrive)) {
             return;
         }
     }
-    feeder.end();
 }
 
 /// A packet of a row that is aligned to its elements only.
