@@ -15,6 +15,7 @@
 #include "exchange/dispatch_layout.cuh"
 #include "exchange/flags.cuh"
 #include "exchange/line_terms.cuh"
+#include "exchange/telling.cuh"
 #include "exchange/window_lines.cuh"
 
 namespace epjit::templates {
@@ -26,7 +27,17 @@ __global__ void __launch_bounds__(combine_threads(Config), combine_blocks(Config
     combine_kernel(const __grid_constant__ combine_args<Config.num_ranks> args) {
     static_assert(Config.type != element::fp8_e4m3, "fp8 rows are not summed");
     extern __shared__ __align__(128) u8 memory[];
-    __shared__ i32 window[window_numbers(Config.num_ranks)];
+    __shared__ i32 lines[window_numbers(Config.num_ranks)];
+    // What loops read over and over would come from the L2 time and again, since each acquire empties the L1.
+    constexpr bool near = Config.num_ranks <= 8;
+    __shared__ gather_rank ranks[near ? Config.num_ranks : 1];
+    __shared__ sent_list sent[combine_teams(Config)];
+    if (near && static_cast<i32>(threadIdx.x) < Config.num_ranks) {
+        ranks[threadIdx.x] = args.ranks[threadIdx.x];
+    }
+    if (static_cast<i32>(threadIdx.x) < combine_teams(Config)) {
+        sent[threadIdx.x].begin();
+    }
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     if constexpr (Config.stages != 0) {
         if (static_cast<i32>(threadIdx.x) < Config.teams) {
@@ -45,7 +56,7 @@ __global__ void __launch_bounds__(combine_threads(Config), combine_blocks(Config
     }
     combine_phase phase;
     static_cast<gather_head&>(phase) = args;
-    phase.ranks = args.ranks;
+    phase.ranks = near ? ranks : args.ranks;
     const i32 block = static_cast<i32>(blockIdx.x);
     if (block < args.weight_blocks) {
         if (wait_all(args.link, lane.area_step[static_cast<i32>(lane_area::weights)], lane_op::none, false)) {
@@ -57,14 +68,20 @@ __global__ void __launch_bounds__(combine_threads(Config), combine_blocks(Config
         const combine_part part(args);
         phase.order = part.sends ? sum_order::per_rank : phase.order;
         if (part.sends && args.list.window != 0) {
-            find_window_lines<Config.topk>(args, window);
-            use_window_lines(phase.list, window);
+            find_window_lines<Config.topk>(args, lines);
+            use_window_lines(phase.list, lines);
+        } else if (part.sends) {
+            if (static_cast<i32>(threadIdx.x) <= args.link.num_ranks) {
+                lines[threadIdx.x] = args.list.line_first[threadIdx.x];
+            }
+            __syncthreads();
+            phase.list.line_first = lines;
         }
         if constexpr (Config.stages == 0) {
             combine_by_loads<Config>(args, phase, part, step, partials_step);
         } else {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-            combine_by_ring<Config>(args, phase, part, memory, step, partials_step);
+            combine_by_ring<Config>(args, phase, part, memory, sent, step, partials_step);
 #endif
         }
     }

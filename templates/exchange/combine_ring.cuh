@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Combine between ranks with rows in shared memory: bulk copies bring them far ahead of the sums and take the sums
 // away. A team of a block is a warp that finds rows and starts their loads, warps that sum stage by stage, and a warp
-// that stores the sums. They meet at barriers in shared memory and never all at once.
+// that stores the sums; one warp more tells the peers of them. They meet at barriers in shared memory and never all at
+// once.
 //
 // Cost model: as combine_kernel; the ring keeps some 190 KB of rows in flight per SM.
 #pragma once
@@ -10,6 +11,7 @@
 #include "base/device.cuh"
 #include "exchange/combine_common.cuh"
 #include "exchange/line_terms.cuh"
+#include "exchange/telling.cuh"
 #include "rows/gather_kernel.cuh"
 
 namespace epjit::templates {
@@ -109,46 +111,38 @@ class ring_feeder {
     /// `outside`: this rank's rows cannot be copied.
     __device__ __forceinline__ ring_feeder(const team_type& team, bool outside) : team_(team), outside_(outside) {}
 
-    /// Feeds the terms of one sum, as many at a time as there are stages. Rows that are there are under way before
-    /// `arrive` waits for what is missing. False: it did not come, and the work has ended.
+    /// Feeds the terms of one sum, as many at a time as there are stages; a sum of nothing takes one. Rows that are
+    /// there are under way before `arrive` waits for what is missing. False: it did not come, and the work has ended.
     template <class Arrive>
     __device__ __forceinline__ bool push(feeder_term& t, i32 owner, i32 item, const Arrive& arrive) {
-        bool ok = true;
+        const bool empty = t.at.count == 0;
         const i32 count = max_of(t.at.count, 1);
+        const bool feeds = t.used || (empty && lane_idx() == 0);
+        bool ok = true;
 #pragma unroll 1
         for (i32 first = 0; first < count && ok; first += team_type::stages) {
             const i32 size = min_of(count - first, team_type::stages);
             const i32 ahead = t.at.place - first;
-            const bool inside = t.used && ahead >= 0 && ahead < size;
-            load(t, ahead, size, inside && !t.waits, !outside_);
-            if (first == 0) {
-                ok = __all_sync(full_warp, arrive(t));
+            const bool inside = feeds && ahead >= 0 && ahead < size;
+            const bool copied = !empty && (t.waits || !outside_);
+#pragma unroll 1
+            for (i32 late = 0; late < 2; ++late) {
+                if (late != 0 && first == 0) {
+                    ok = __all_sync(full_warp, arrive(t));
+                }
+                load(t, ahead, size, inside && t.waits == (late != 0), copied && ok);
             }
-            load(t, ahead, size, inside && t.waits, ok);
             if (inside) {
-                const u32 marks = t.at.closing == 0 ? 0u : t.at.closing == 1 ? ends_rank : ends_rank | ends_host;
-                const u32 last = t.at.place == t.at.count - 1 ? ends_sum : 0u;
-                const u32 where = !t.waits ? (outside_ ? stays_outside : 0u)
-                                           : (reinterpret_cast<u64>(t.row) % 128 == 0 ? is_spent : 0u);
-                announce(ahead, ok ? marks | last | where : ends_work, t, owner, item);
+                announce(ahead, ok ? marks_of(t, empty) : ends_work, t, owner, item);
             }
-            if (!ok && inside && !t.waits && !outside_) {
+            if (!ok && inside && copied && !t.waits) {
                 mbarrier_wait(&team_.full[stage_of(ahead)], round_of(ahead));  // no copy outlives the block
             }
             __syncwarp();
-            if (t.at.count != 0) {
-                advance(size);
-            }
-        }
-        if (t.at.count == 0) {
-            push_mark(has_no_row | ends_rank | ends_host | ends_sum, owner, item);
+            round_ = round_of(size);
+            stage_ = stage_of(size);
         }
         return ok;
-    }
-
-    /// The last: those that sum leave when they come to it.
-    __device__ __forceinline__ void end() {
-        push_mark(ends_work, 0, 0);
     }
 
    private:
@@ -158,12 +152,17 @@ class ring_feeder {
     __device__ __forceinline__ u32 round_of(i32 ahead) const {
         return round_ ^ (stage_ + ahead >= team_type::stages ? 1u : 0u);
     }
+    /// All lanes have seen the stage free before one announces it: its barrier goes on from then.
     __device__ __forceinline__ void wait_for_room(i32 ahead) const {
         mbarrier_wait(&team_.empty[stage_of(ahead)], round_of(ahead) ^ 1);
+        __syncwarp();
     }
-    __device__ __forceinline__ void advance(i32 size) {
-        round_ = round_of(size);
-        stage_ = stage_of(size);
+    __device__ __forceinline__ u32 marks_of(const feeder_term& t, bool empty) const {
+        const u32 ends = t.at.closing == 0 ? 0u : t.at.closing == 1 ? ends_rank : ends_rank | ends_host;
+        const u32 where =
+            !t.waits ? (outside_ ? stays_outside : 0u) : (reinterpret_cast<u64>(t.row) % 128 == 0 ? is_spent : 0u);
+        const bool last = t.at.place == t.at.count - 1;
+        return empty ? has_no_row | ends_rank | ends_host | ends_sum : ends | where | (last ? ends_sum : 0u);
     }
 
     /// Starts the copies of the lanes that want one, in the order of their stages: each when its stage is free, which
@@ -191,16 +190,6 @@ class ring_feeder {
         const i32 stage = stage_of(ahead);
         team_.terms[stage] = {t.weight, marks, owner, item, t.row, 0};
         mbarrier_arrive(&team_.full[stage]);
-    }
-
-    /// A stage without a row.
-    __device__ __forceinline__ void push_mark(u32 marks, i32 owner, i32 item) {
-        wait_for_room(0);
-        if (lane_idx() == 0) {
-            announce(0, marks, feeder_term{}, owner, item);
-        }
-        __syncwarp();
-        advance(1);
     }
 
     const team_type& team_;
@@ -303,36 +292,45 @@ __device__ inline void feed_sums(const Args& args, const combine_phase& phase, c
                                  bool sends, i32 first, i32 items_step, u32 step) {
     ring_feeder<Config> feeder(team, args.vector_bytes < 16);
     item_walk<Config> next(args, phase, sends, first, items_step);
-    bool more = next.advance(args, phase);
+    bool begun = false;
+    bool next_there = false;
 #pragma unroll 1
-    while (more) {
+    for (;;) {
         item_part part = next.part();
         const i32 owner = next.owner;
         const i32 item = next.item;
         const i32 place_read = next.place;
-        more = next.advance(args, phase);
+        const bool there = next_there;
+        if (there || !begun) {
+            next_there = next.advance(args, phase);
+        }
+        if (!begun) {
+            begun = true;
+            continue;
+        }
         const i32 place = __shfl_sync(full_warp, place_read, 0);
-        feeder_term t = make_term<Config>(args, phase, sends, item, part.of);
+        feeder_term t{};
+        if (there) {
+            t = make_term<Config>(args, phase, sends, item, part.of);
+        }
+        // After the last a sum of nothing, for which nothing arrives: the work ends.
         const auto arrive = [&](feeder_term& term) {
-            if (sends) {
+            bool arrived = there;
+            if (sends && term.used && args.weighted != 0) {
                 const u64* at =
                     line_weight_at<Config.topk>(args.line_weights, owner, item, static_cast<i32>(lane_idx()));
-                return !term.used || args.weighted == 0 ||
-                       await_line_weight(args.link, at, part.weight, owner, step, term.weight);
-            }
-            bool there = true;
-            if (term.waits) {
-                there = wait_flag(args.flags, args.link, static_cast<i32>(part.of.entry.rank), part.of.position, step,
-                                  lane_op::combine);
+                arrived = await_line_weight(args.link, at, part.weight, owner, step, term.weight);
+            } else if (term.waits) {
+                arrived = wait_flag(args.flags, args.link, static_cast<i32>(part.of.entry.rank), part.of.position, step,
+                                    lane_op::combine);
                 fence_proxy_async();  // stored by the peer's copy, to be read by ours
             }
-            return there;
+            return arrived;
         };
         if (!feeder.push(t, owner, place, arrive)) {
             return;
         }
     }
-    feeder.end();
 }
 
 /// A packet of a row that is aligned to its elements only.
@@ -468,17 +466,17 @@ __device__ inline void sum_stages(const combine_team<Config>& team, i32 thread, 
     }
 }
 
-/// The warp that takes sums away: to a peer, whose flag it raises once a sum is there, or to this rank's output.
-/// `stores`: not, where the threads that sum have stored them.
+/// The warp that takes sums away: to a peer, noting in `list` what is there, or to this rank's output. `stores`: not,
+/// where the threads that sum have stored them.
 template <gather_config Config, class Args>
 __device__ inline void store_sums(const Args& args, const combine_phase& phase, const combine_team<Config>& team,
-                                  bool sends, bool stores, u32 step, u32 partials_step) {
+                                  bool sends, bool stores, sent_list& list, u32 partials_step) {
     using team_type = combine_team<Config>;
     // The owners have read what this rank sent last. Where one has not, nothing is stored.
     const bool live = !sends || wait_peers(args.link, partials_step, lane_op::none);
     __syncwarp();
     if (lane_idx() == 0) {
-        sum_place untold{-1, 0};
+        sent_notes notes(list);
         u32 round = 0;
 #pragma unroll 1
         for (i32 side = 0;;) {
@@ -492,32 +490,26 @@ __device__ inline void store_sums(const Args& args, const combine_phase& phase, 
                 u8* to = static_cast<u8*>(owner.output) + static_cast<i64>(place.item) * owner.output_stride;
                 if (sends) {
                     bulk_store_kept(to, team.sum_row(side), team_type::row_bytes);
+                    notes.begin(place.owner, place.item);
                 } else {
                     bulk_store(to, team.sum_row(side), team_type::row_bytes);
                 }
                 bulk_commit();
             }
-            if (untold.owner >= 0) {
-                bulk_wait<1>();
-                raise_flag(args.flags, args.link, untold.owner, untold.item, step);
-            }
-            untold.owner = live && sends ? place.owner : -1;
-            untold.item = place.item;
             bulk_wait_read<0>();
             mbarrier_arrive(&team.sum_empty[side]);
             side ^= 1;
             round ^= side == 0 ? 1u : 0u;
-            // Told at once where nothing else is to be done.
-            if (untold.owner >= 0 && !mbarrier_done(&team.sum_full[side], round)) {
-                bulk_wait<0>();
-                raise_flag(args.flags, args.link, untold.owner, untold.item, step);
-                untold.owner = -1;
+            if (notes.begun() > 0 && !mbarrier_done(&team.sum_full[side], round)) {
+                bulk_wait<0>();  // nothing else is to be done
+                notes.all_arrived();
+            } else if (notes.begun() > 2) {
+                bulk_wait<2>();
+                notes.arrived(notes.begun() - 2);
             }
         }
         bulk_wait<0>();
-        if (untold.owner >= 0) {
-            raise_flag(args.flags, args.link, untold.owner, untold.item, step);
-        }
+        notes.end();
     }
     __syncwarp();
 }
@@ -525,17 +517,23 @@ __device__ inline void store_sums(const Args& args, const combine_phase& phase, 
 /// The part of one block, its teams side by side. All threads call it.
 template <gather_config Config, class Args>
 __device__ __forceinline__ void combine_by_ring(const Args& args, const combine_phase& phase, const combine_part& part,
-                                                u8* memory, u32 step, u32 partials_step) {
+                                                u8* memory, sent_list* lists, u32 step, u32 partials_step) {
     using team_type = combine_team<Config>;
     constexpr i32 team_threads = team_type::shape.threads;
     const i32 number = static_cast<i32>(threadIdx.x) / team_threads;
     const i32 thread = static_cast<i32>(threadIdx.x) % team_threads;
+    if (number == Config.teams) {
+        if (part.sends) {
+            tell_peers(args.link, args.flags, lists, Config.teams, step);
+        }
+        return;
+    }
     const team_type team(memory, number);
     const bool outside = !part.sends && args.vector_bytes < 16;
     if (thread < team_type::shape.summers) {
         sum_stages<Config>(team, thread, outside ? &phase.ranks[args.link.me] : nullptr);
     } else if (thread >= team_type::shape.summers + 32) {
-        store_sums<Config>(args, phase, team, part.sends, !outside, step, partials_step);
+        store_sums<Config>(args, phase, team, part.sends, !outside, lists[number], partials_step);
     } else {
         feed_sums<Config>(args, phase, team, part.sends, number * part.blocks + part.block, Config.teams * part.blocks,
                           step);

@@ -73,7 +73,7 @@ struct combine_head : gather_head {
 static_assert(sizeof(combine_head) == 112 + 56 + 24 + 24 + 16);
 
 /// A team of combine_kernel's block sums rows that bulk copies bring to its ring of stages: threads that sum, a warp
-/// that finds and loads the rows, a warp that stores the sums. Without stages a block is one team and loads rows
+/// that finds and loads the rows, a warp that stores the sums; the block has a warp more that tells the peers. Without stages a block is one team and loads rows
 /// itself.
 struct combine_team_shape {
     i32 stages;    ///< rows of the ring
@@ -107,7 +107,7 @@ EPJIT_SHARED constexpr i32 combine_teams(const gather_config& c) {
 }
 
 EPJIT_SHARED constexpr i32 combine_threads(const gather_config& c) {
-    return combine_teams(c) * combine_team_of(c).threads;
+    return combine_teams(c) * combine_team_of(c).threads + (c.stages != 0 ? 32 : 0);
 }
 
 /// Blocks of combine_kernel that an SM is to hold. Those that load rows themselves are many, for more rows in flight:
