@@ -34,7 +34,8 @@ EPJIT_SHARED constexpr i32 gathered_ids_per_vector(bool flagged) {
 }
 /// Vectors of ids.
 EPJIT_SHARED constexpr i32 gathered_id_vectors(i32 bound, i32 topk, bool flagged) {
-    return ceil_div(bound * topk, gathered_ids_per_vector(flagged));
+    return flagged ? ceil_div(bound * topk, gathered_ids_per_vector(true))
+                   : ceil_div(bound * topk, gathered_ids_per_vector(false));
 }
 /// Bytes of one rank's rows.
 EPJIT_SHARED constexpr i64 gathered_bytes(i32 bound, i32 topk, bool flagged) {
