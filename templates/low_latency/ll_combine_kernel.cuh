@@ -24,41 +24,46 @@ struct sum_packets {
     static constexpr i32 units = record.units();
     static constexpr i32 words = record.unit_words();
     static constexpr i64 plane = static_cast<i64>(units) * packet_size;
-    static constexpr i32 parts = ceil_div(units, Config.threads);  ///< of a sum, each a block's, a thread a unit
+    static constexpr i32 parts = record.parts(Config.threads);  ///< of a sum, each a block's, a thread a unit
     static_assert(record.unit_packets == 2 && words == 6);
 };
 
-/// The sums of a unit's values: in memory and on the wire six words.
+/// A unit's values: in memory and on the wire six words.
 template <gather_config Config>
-struct unit_sum {
+struct unit_values {
     static constexpr i32 words = sum_packets<Config>::words;
     using piece = unpacked<Config.type, 8>;
     static constexpr i32 count = words / 2 * piece::count;
-    ordered_sum<Config.type, count> sum;
+    float v[count] = {};
 
     __device__ __forceinline__ void add(const u32 (&w)[words], float weight) {
-        float values[count];
 #pragma unroll
         for (i32 p = 0; p < words / 2; ++p) {
-            piece v;
-            v.unpack(packet<8>{uint2{w[2 * p], w[2 * p + 1]}});
+            piece some;
+            some.unpack(packet<8>{uint2{w[2 * p], w[2 * p + 1]}});
 #pragma unroll
             for (i32 i = 0; i < piece::count; ++i) {
-                values[p * piece::count + i] = v.values[i];
+                v[p * piece::count + i] = fmaf(weight, some.values[i], v[p * piece::count + i]);
             }
         }
-        sum.add(values, weight);
     }
-    __device__ __forceinline__ void finish(u32 (&w)[words]) {
-        sum.close(true);
+    /// Adds what another sum is worth on the wire, and clears it.
+    __device__ __forceinline__ void take(unit_values& other) {
+#pragma unroll
+        for (i32 i = 0; i < count; ++i) {
+            v[i] += round_through<Config.type>(other.v[i]);
+            other.v[i] = 0.0f;
+        }
+    }
+    __device__ __forceinline__ void pack(u32 (&w)[words]) const {
 #pragma unroll
         for (i32 p = 0; p < words / 2; ++p) {
-            piece v;
+            piece some;
 #pragma unroll
             for (i32 i = 0; i < piece::count; ++i) {
-                v.values[i] = sum.total[p * piece::count + i];
+                some.values[i] = v[p * piece::count + i];
             }
-            const uint2 packed = v.pack().v;
+            const uint2 packed = some.pack().v;
             w[2 * p] = packed.x;
             w[2 * p + 1] = packed.y;
         }
@@ -73,7 +78,7 @@ __device__ __forceinline__ bool sum_own_rows(const gather_rank& own, i32 row, u3
                                              u32 (&result)[sum_packets<Config>::words]) {
     using packets = sum_packets<Config>;
     constexpr i32 batch = Wide ? min_of(Config.topk, 4) : 1;
-    unit_sum<Config> total;
+    unit_values<Config> sum;
     float weight = 1.0f;
     bool ok = true;
     u32 rest = used;
@@ -99,12 +104,15 @@ __device__ __forceinline__ bool sum_own_rows(const gather_rank& own, i32 row, u3
             const i32 k = __ffs(static_cast<i32>(now)) - 1;
             const float w = __shfl_sync(full_warp, weight, k & 31);
             if (now != 0) {
-                total.add(rows[n], w);
+                sum.add(rows[n], w);
             }
             now &= now - 1;
         }
     } while (rest != 0);
-    total.finish(result);
+    // A partial sum starts at +0, so that none is -0.
+    unit_values<Config> total;
+    total.take(sum);
+    total.pack(result);
     return ok;
 }
 
@@ -272,7 +280,9 @@ __device__ __forceinline__ bool sum_partials(const ll_combine_args& args, const 
                                              const partial_sums& partials, i32 unit,
                                              u32 (&words)[sum_packets<Config>::words]) {
     using packets = sum_packets<Config>;
-    unit_sum<Config> total;
+    // Every partial sum is rounded already: it is added as it is.
+    unit_values<Config> total;
+    unit_values<Config> host_total;
     bool ok = true;
     i32 last_host = 0;
 #pragma unroll 1
@@ -281,8 +291,8 @@ __device__ __forceinline__ bool sum_partials(const ll_combine_args& args, const 
         const i32 source = __shfl_sync(full_warp, partials.source, k);
         const i32 position = __shfl_sync(full_warp, partials.position, k);
         const i32 host = __shfl_sync(full_warp, partials.host, k);
-        if (n != 0) {
-            total.sum.close(host != last_host);
+        if (host != last_host) {
+            total.take(host_total);
         }
         last_host = host;
         u32 arrived[packets::words] = {};
@@ -296,9 +306,10 @@ __device__ __forceinline__ bool sum_partials(const ll_combine_args& args, const 
         for (i32 w = 0; w < packets::words; ++w) {
             arrived[w] = source == args.link.me ? words[w] : arrived[w];
         }
-        total.add(arrived, 1.0f);
+        host_total.add(arrived, 1.0f);
     }
-    total.finish(words);
+    total.take(host_total);
+    total.pack(words);
     return ok;
 }
 
@@ -351,7 +362,8 @@ __device__ inline void finish_tokens(const ll_combine_args& args, const packet_s
 }
 
 template <gather_config Config>
-__global__ void __launch_bounds__(Config.threads, 1) ll_combine_kernel(const __grid_constant__ ll_combine_args args) {
+__global__ void __launch_bounds__(Config.threads, max_of(1, 640 / Config.threads))
+    ll_combine_kernel(const __grid_constant__ ll_combine_args args) {
     __shared__ packet_step step;
     const i32 block = static_cast<i32>(blockIdx.x);
     const i32 owners = args.weight_blocks + args.senders;

@@ -34,8 +34,8 @@ struct row_packets {
     static constexpr i32 words = record.unit_words();
     static constexpr i64 plane = static_cast<i64>(units) * packet_size;
     static constexpr i64 tail = plane * record.unit_packets;
-    static constexpr i32 unit_threads = Config.threads - 32;  ///< a unit each; the last warp has what is beside the row
-    static constexpr i32 parts = ceil_div(units, unit_threads);  ///< of a row, each a block's
+    static constexpr i32 unit_threads = row_unit_threads(Config.threads);
+    static constexpr i32 parts = record.parts(unit_threads);  ///< of a row, each a block's
     static constexpr i32 scale_bytes_of_row = ceil_div(Config.hidden, scale_group) * scale_bytes(Config.scales);
     static constexpr i32 scale_words_of_row = scale_words(Config.hidden, Config.scales);
     static_assert(record.unit_packets == 4);
