@@ -333,7 +333,7 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
 }
 
 template <plan_config Given>
-__global__ void __launch_bounds__(gathered_plan_threads, 1)
+__global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_threads)
     gathered_plan_kernel(const __grid_constant__ gathered_plan_args args) {
     constexpr plan_config Config = gathered_config(Given);
     check_plan_config<Config>();

@@ -83,18 +83,31 @@ __device__ void stage_rows(const gathered_plan_args& args, const gathered_shared
         }
     } else {
         constexpr i32 group = token_lanes<Config>::value;
+        constexpr i32 pass_tokens = Config.threads / group;
+        constexpr i32 at_once = min_of(4, ceil_div(gathered_pack_tokens, pass_tokens));
         const i32 k = static_cast<i32>(threadIdx.x) % group;
+        const i32 own = static_cast<i32>(threadIdx.x) / group;
 #pragma unroll 1
-        for (i32 base = 0; base < tokens; base += Config.threads / group) {
-            const i32 t = base + static_cast<i32>(threadIdx.x) / group;
-            const i32 token = first + t;
-            const bool here = t < tokens && k < Config.topk;
-            const i64 id = here && token < args.num_tokens
-                               ? load_id(args.ranks[0].routing, static_cast<i64>(token) * Config.topk + k, args.width)
-                               : -1;
-            const i64 valid = valid_id<Config>(args, id, problems);
-            if (here) {
-                shared.staged[t * Config.topk + k] = static_cast<u16>(valid);
+        for (i32 base = 0; base < tokens; base += at_once * pass_tokens) {
+            // Ids of several passes are on their way before the first is looked at.
+            i64 ids[at_once];
+#pragma unroll
+            for (i32 p = 0; p < at_once; ++p) {
+                const i32 t = base + p * pass_tokens + own;
+                ids[p] = -1;
+                if (t < tokens && k < Config.topk && first + t < args.num_tokens) {
+                    ids[p] = load_id(args.ranks[0].routing, static_cast<i64>(first + t) * Config.topk + k, args.width);
+                }
+            }
+#pragma unroll
+            for (i32 p = 0; p < at_once; ++p) {
+                const i32 t = base + p * pass_tokens + own;
+                if (base + p * pass_tokens < tokens) {
+                    const i64 valid = valid_id<Config>(args, ids[p], problems);
+                    if (t < tokens && k < Config.topk) {
+                        shared.staged[t * Config.topk + k] = static_cast<u16>(valid);
+                    }
+                }
             }
         }
     }
