@@ -313,10 +313,11 @@ variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std
 
 namespace {
 
-/// Threads of a block that takes a row unit by unit: the fewest that need no more rounds than `most` would.
+/// Threads of a block that takes a part of a row, each a unit of it: the fewest that need no more parts than `most`
+/// would. Few, so that a row leaves by several SMs and arrives at as many.
 std::int32_t unit_threads(std::int32_t units, std::int32_t most) {
-    const std::int32_t rounds = templates::ceil_div(units, most);
-    return templates::ceil_div(templates::ceil_div(units, rounds), 32) * 32;
+    const std::int32_t parts = templates::ceil_div(units, most);
+    return templates::ceil_div(templates::ceil_div(units, parts), 32) * 32;
 }
 
 }  // namespace
@@ -330,7 +331,7 @@ variant_spec low_latency_dispatch_spec(target_arch arch, std::int32_t hidden, st
     // A warp more for what travels beside the row.
     const templates::packet_record record = templates::row_record(hidden, static_cast<templates::element>(type),
                                                                   static_cast<templates::group_scale>(scales), topk);
-    s.threads = unit_threads(record.units(), 512) + 32;
+    s.threads = unit_threads(record.units(), 96) + 32;
     return s;
 }
 
@@ -338,7 +339,7 @@ variant_spec low_latency_combine_spec(target_arch arch, std::int32_t hidden, std
     variant_spec s = row_sum_spec(arch, 1, hidden, topk, type);
     s.kind = kernel_kind::low_latency_combine;
     s.num_ranks = 0;
-    s.threads = unit_threads(templates::sum_record(hidden, static_cast<templates::element>(type)).units(), 640);
+    s.threads = unit_threads(templates::sum_record(hidden, static_cast<templates::element>(type)).units(), 160);
     return s;
 }
 

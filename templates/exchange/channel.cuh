@@ -69,6 +69,13 @@ __device__ __forceinline__ void signal_step(const rank_link& link, i32 peer, u32
     st_release_sys_64(word, step_word(step, op));
 }
 
+/// The same where whoever sees the word needs no more than that all kernels before this one have ended: those have read
+/// what they read, and what they wrote has arrived. Nothing that this kernel stores is waited for.
+__device__ __forceinline__ void note_step(const rank_link& link, i32 peer, u32 step, lane_op op) {
+    u64* word = reinterpret_cast<u64*>(link.peers[peer] + link.words_offset) + link.me;
+    st_relaxed_sys_64(word, step_word(step, op));
+}
+
 /// Waits until `peer` has taken the step, whatever it was where `op` is none. False: it did not, or took another one;
 /// the exchange has failed.
 __device__ inline bool wait_step(const rank_link& link, i32 peer, u32 step, lane_op op) {

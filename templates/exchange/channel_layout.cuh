@@ -47,7 +47,7 @@ struct exchange_control {
     struct lane {
         u32 step;                   ///< steps taken; every rank counts the same ones
         u32 area_step[lane_areas];  ///< a rank that has taken this step has read the area
-        u32 leaving;                ///< blocks of the running kernel that are done; zero between kernels
+        u32 leaving;                ///< blocks of the running kernel that need the step no more; zero between kernels
         u32 gatherings;             ///< plans made from gathered rows; the last one's number is on its vectors
         u32 taken;                  ///< pieces of the running kernel's work that have been taken; zero between kernels
     } lanes[max_lanes];

@@ -21,6 +21,8 @@ struct packet_record {
 
     EPJIT_SHARED constexpr i32 unit_words() const { return unit_packets * packet_words; }
     EPJIT_SHARED constexpr i32 units() const { return ceil_div(row_bytes, unit_words() * 4); }
+    /// Parts of a row that `threads` threads take with a unit each.
+    EPJIT_SHARED constexpr i32 parts(i32 threads) const { return ceil_div(units(), threads); }
     EPJIT_SHARED constexpr i32 tail_packets() const { return ceil_div(tail_words, packet_words); }
     EPJIT_SHARED constexpr i64 bytes() const {
         return (static_cast<i64>(units()) * unit_packets + tail_packets()) * packet_size;
@@ -34,6 +36,10 @@ EPJIT_SHARED constexpr i32 scale_words(i32 hidden, group_scale scales) {
 /// A row on its way to its experts, then its scales and the weights of its token's K entries.
 EPJIT_SHARED constexpr packet_record row_record(i32 hidden, element type, group_scale scales, i32 topk) {
     return {hidden * element_bytes(type), 4, scale_words(hidden, scales) + topk};
+}
+/// Threads of a block of ll_dispatch_kernel that take units: the last warp has what travels beside the row.
+EPJIT_SHARED constexpr i32 row_unit_threads(i32 threads) {
+    return threads - 32;
 }
 /// A partial sum on its way back.
 EPJIT_SHARED constexpr packet_record sum_record(i32 hidden, element type) {
@@ -49,8 +55,8 @@ struct packet_area {
 };
 static_assert(sizeof(packet_area) == 24);
 
-/// Dispatch of one rank. In the grid: blocks that send this rank's tokens, blocks that receive lines, blocks that fill
-/// the rows that no token has.
+/// Dispatch of one rank. In the grid: blocks that send this rank's tokens, blocks that receive lines, a part of a row
+/// at a time, blocks that fill the rows that no token has.
 struct ll_dispatch_args : scatter_head {
     rank_link link;
     packet_area rows;
