@@ -86,7 +86,7 @@ struct combine_team_shape {
 /// A thread keeps at most 16 elements of a sum, or its registers would not do: the fewest threads for a row, and the
 /// most of a block.
 inline constexpr i32 most_ring_hidden = 8192;
-inline constexpr i32 most_ring_block_threads = 768;
+inline constexpr i32 most_ring_block_threads = 736;  ///< and the warp that tells the peers
 EPJIT_SHARED constexpr i32 ring_threads(i32 hidden) {
     return ceil_div(hidden, 16 * 32) * 32;
 }

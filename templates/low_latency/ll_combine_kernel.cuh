@@ -213,10 +213,12 @@ __device__ inline void send_sums(const ll_combine_args& args, const packet_step&
             const bool ok = sum_rows<Config>(
                 args, row, __ballot_sync(full_warp, row >= 0), unit,
                 [&](float& weight) {
-                    const bool came =
-                        row < 0 || args.weighted == 0 ||
-                        await_line_weight<Config.topk>(args, weights_of(args, at, Config.topk), source, position,
-                                                       static_cast<i32>(lane_idx()), at.step, weight);
+                    bool came = row < 0 || args.weighted == 0;
+                    if (!came) {
+                        const u64* word = line_weight_at<Config.topk>(weights_of(args, at, Config.topk), source, position,
+                                                                      static_cast<i32>(lane_idx()));
+                        came = await_line_weight(args.link, word, ld_relaxed_sys_64(word), source, at.step, weight);
+                    }
                     return __all_sync(full_warp, came) != 0;
                 },
                 words);
