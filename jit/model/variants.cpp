@@ -297,11 +297,12 @@ variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std
     const std::int64_t row_bytes = hidden * size_of(type);
     // Rows through shared memory: two of them are for sums, and a few must be on their way.
     constexpr std::int32_t fewest_stages = 6;
-    if (const std::int32_t stages = bulk_stages(arch, row_bytes, false);
+    if (const std::int32_t stages =
+            bulk_stages(arch, row_bytes, false, templates::combine_static_bytes(s.num_ranks, topk));
         stages >= fewest_stages && hidden <= templates::most_ring_hidden) {
         s.stages = stages;
         // Short rows: several sums at a time, or what each costs besides its rows shows.
-        s.movers = templates::ring_teams(std::min(stages / 12, 4), hidden, stages);
+        s.movers = templates::ring_teams(stages / 12, hidden, stages);
         s.threads = templates::ring_threads(hidden);
         return s;
     }

@@ -57,7 +57,7 @@ void set_teams(variant_spec& spec, const knobs& values) noexcept {
         spec.movers = values.combine_teams;
     }
     spec.movers = templates::ring_teams(spec.movers, spec.hidden, spec.stages);
-    const std::int32_t most = (templates::most_ring_block_threads / spec.movers - 64) / 32 * 32;
+    const std::int32_t most = (templates::most_ring_block_threads / spec.movers - templates::ring_helpers) / 32 * 32;
     spec.threads = std::min(std::max(spec.threads, values.combine_threads), std::max(spec.threads, most));
 }
 
@@ -81,7 +81,7 @@ knobs cost_model_launches() noexcept {
     knobs k;
     k.dispatch_launches = 1;
     k.combine_launches = 1;
-    k.combine_senders_percent = 45;  // those that finish tokens also read what arrives
+    k.combine_senders_percent = 35;  // those that finish tokens also read what arrives
     return k;
 }
 

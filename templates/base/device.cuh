@@ -236,9 +236,9 @@ __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
         : "memory");
 }
 
-/// Orders what ordinary accesses of this thread have seen before its copies that follow.
+/// Orders what ordinary accesses of this thread to global memory have seen before its copies that follow.
 __device__ __forceinline__ void fence_proxy_async() {
-    asm volatile("fence.proxy.async;" ::: "memory");
+    asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
 /// The same of shared memory alone.

@@ -39,9 +39,11 @@ __global__ void __launch_bounds__(combine_threads(Config), combine_blocks(Config
         sent[threadIdx.x].begin();
     }
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    __shared__ found_items<Config> found[combine_teams(Config)];
     if constexpr (Config.stages != 0) {
         if (static_cast<i32>(threadIdx.x) < Config.teams) {
             combine_team<Config>(memory, static_cast<i32>(threadIdx.x)).init();
+            found[threadIdx.x].begin();
         }
     }
 #else
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(combine_threads(Config), combine_blocks(Config
             combine_by_loads<Config>(args, phase, part, step, partials_step);
         } else {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-            combine_by_ring<Config>(args, phase, part, memory, sent, step, partials_step);
+            combine_by_ring<Config>(args, phase, part, memory, sent, found, step, partials_step);
 #endif
         }
     }

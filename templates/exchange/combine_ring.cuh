@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Combine between ranks with rows in shared memory: bulk copies bring them far ahead of the sums and take the sums
-// away. A team of a block is a warp that finds rows and starts their loads, warps that sum stage by stage, and a warp
-// that stores the sums; one warp more tells the peers of them. They meet at barriers in shared memory and never all at
+// away. A team of a block is a warp that finds rows, one that waits for what is missing and starts their loads, warps
+// that sum stage by stage, and a warp that stores the sums; one warp more tells the peers of them. They meet at barriers in shared memory and never all at
 // once.
 //
 // Cost model: as combine_kernel; the ring keeps some 190 KB of rows in flight per SM.
@@ -130,7 +130,7 @@ class ring_feeder {
                 if (late != 0 && first == 0) {
                     ok = __all_sync(full_warp, arrive(t));
                 }
-                load(t, ahead, size, inside && t.waits == (late != 0), copied && ok);
+                load(t, ahead, inside && t.waits == (late != 0), copied && ok);
             }
             if (inside) {
                 announce(ahead, ok ? marks_of(t, empty) : ends_work, t, owner, item);
@@ -152,11 +152,6 @@ class ring_feeder {
     __device__ __forceinline__ u32 round_of(i32 ahead) const {
         return round_ ^ (stage_ + ahead >= team_type::stages ? 1u : 0u);
     }
-    /// All lanes have seen the stage free before one announces it: its barrier goes on from then.
-    __device__ __forceinline__ void wait_for_room(i32 ahead) const {
-        mbarrier_wait(&team_.empty[stage_of(ahead)], round_of(ahead) ^ 1);
-        __syncwarp();
-    }
     __device__ __forceinline__ u32 marks_of(const feeder_term& t, bool empty) const {
         const u32 ends = t.at.closing == 0 ? 0u : t.at.closing == 1 ? ends_rank : ends_rank | ends_host;
         const u32 where =
@@ -165,25 +160,18 @@ class ring_feeder {
         return empty ? has_no_row | ends_rank | ends_host | ends_sum : ends | where | (last ? ends_sum : 0u);
     }
 
-    /// Starts the copies of the lanes that want one, in the order of their stages: each when its stage is free, which
-    /// is awaited whether it is copied or not.
-    __device__ __forceinline__ void load(const feeder_term& t, i32 ahead, i32 size, bool wanted, bool copied) const {
-        if (!__any_sync(full_warp, wanted)) {
-            return;
-        }
-#pragma unroll 1
-        for (i32 j = 0; j < size; ++j) {
-            const bool now = wanted && ahead == j;
-            if (!__any_sync(full_warp, now)) {
-                continue;
-            }
-            wait_for_room(j);
-            if (now && copied) {
-                u64* full = &team_.full[stage_of(j)];
-                mbarrier_expect(full, team_type::row_bytes);
-                bulk_load(team_.rows + stage_of(j) * team_type::row_bytes, t.row, team_type::row_bytes, full);
+    /// Starts the copies of the lanes that want one: each when its stage is free, which is awaited whether it is copied
+    /// or not, by the lane that will announce it.
+    __device__ __forceinline__ void load(const feeder_term& t, i32 ahead, bool wanted, bool copied) const {
+        if (wanted) {
+            const i32 stage = stage_of(ahead);
+            mbarrier_wait(&team_.empty[stage], round_of(ahead) ^ 1);
+            if (copied) {
+                mbarrier_expect(&team_.full[stage], team_type::row_bytes);
+                bulk_load(team_.rows + stage * team_type::row_bytes, t.row, team_type::row_bytes, &team_.full[stage]);
             }
         }
+        __syncwarp();
     }
 
     __device__ __forceinline__ void announce(i32 ahead, u32 marks, const feeder_term& t, i32 owner, i32 item) const {
@@ -202,6 +190,7 @@ class ring_feeder {
 struct item_part {
     token_part of;   ///< of a line only the row, and the slot as its rank
     u64 weight = 0;  ///< of a line, as far as it has arrived
+    float column_weight = 1.0f;  ///< of a token, of its k-th column where the caller's weights have K
 };
 
 /// The lines or tokens of a team, one after the other, with what is read of them.
@@ -218,6 +207,7 @@ class item_walk {
           item(args.list.first_token + first - step),
           sends_(sends),
           step_(step),
+          weights_(args.own_weight_columns == Config.topk ? phase.ranks[args.link.me].weights : nullptr),
           lines_(phase, first, step) {}
 
     template <class Args>
@@ -244,6 +234,9 @@ class item_walk {
         const i32 lane = static_cast<i32>(lane_idx());
         if (!sends_) {
             part_.of = read_token_part<Config>(args, item);
+            if (weights_ != nullptr && lane < Config.topk) {
+                part_.column_weight = weights_[static_cast<i64>(item) * Config.topk + lane];
+            }
         } else if (lane < Config.topk) {
             const u8* at = line_of<Config.topk>(args, owner, item);
             place = args.list.window != 0 ? *reinterpret_cast<const i32*>(at) : item;
@@ -257,6 +250,7 @@ class item_walk {
 
     const bool sends_;
     const i32 step_;
+    const float* weights_;  ///< the caller's, where they have K columns
     line_walk lines_;
     item_part part_;
 };
@@ -264,7 +258,8 @@ class item_walk {
 /// Where the lane's term is, and whether there is one. `entry` becomes this rank's where the part is of a line.
 template <gather_config Config, class Args>
 __device__ __forceinline__ feeder_term make_term(const Args& args, const combine_phase& phase, bool sends, i32 item,
-                                                 token_part& part) {
+                                                 item_part& read) {
+    token_part& part = read.of;
     const gather_rank& own = phase.ranks[args.link.me];
     feeder_term t;
     t.weight = 1.0f;
@@ -276,8 +271,14 @@ __device__ __forceinline__ feeder_term make_term(const Args& args, const combine
         t.used = is_summed(args, part);
     }
     t.waits = t.used && part.entry.rank != args.link.me;
-    if (!sends && t.used && !t.waits && own.weights != nullptr) {
-        t.weight = own.weights[static_cast<i64>(item) * args.own_weight_columns + part.entry.column];
+    if (!sends && own.weights != nullptr) {
+        const bool mine = t.used && !t.waits;
+        if (args.own_weight_columns == Config.topk) {
+            const float weight = __shfl_sync(full_warp, read.column_weight, part.entry.column & 31);
+            t.weight = mine ? weight : 1.0f;
+        } else if (mine) {
+            t.weight = own.weights[static_cast<i64>(item) * args.own_weight_columns + part.entry.column];
+        }
     }
     const gather_rank& holder = phase.ranks[t.waits ? static_cast<i32>(part.entry.rank) : args.link.me];
     t.row = static_cast<const u8*>(holder.rows) +
@@ -286,50 +287,141 @@ __device__ __forceinline__ feeder_term make_term(const Args& args, const combine
     return t;
 }
 
-/// The feeder's warp: the terms of every `step`-th line of the peers or token of this rank. It reads one ahead.
+/// What the feeder is told of an item, lane by lane: its term, and what the term waits for.
+template <gather_config Config>
+struct found_item {
+    feeder_term term[Config.topk];
+    i32 source[Config.topk];    ///< rank whose sum the term waits for,
+    i32 position[Config.topk];  ///< and where it lies
+    u64 weight[Config.topk];    ///< of a line, as far as it has arrived
+    i32 count;
+    i32 owner;
+    i32 item;
+    i32 place;
+    i32 there;  ///< 0: the last has been
+};
+
+/// Items on their way from the warp that finds rows to the one that loads them, each a chain of accesses and waits of
+/// its own. In shared memory, made by begin().
+template <gather_config Config>
+struct found_items {
+    static constexpr i32 most = 4;
+    static constexpr i32 ended = 0x40000000;
+    found_item<Config> items[most];
+    i32 found;
+    i32 fed;  ///< or `ended`: the feeder has left
+
+    __device__ __forceinline__ void begin() {
+        found = 0;
+        fed = 0;
+    }
+};
+
+static_assert(sizeof(found_item<gather_config{.hidden = 8, .num_ranks = 8, .topk = 8}>) <= 64 * 8 + 32);
+
+/// The warp that finds rows: those of every `step`-th line of the peers or token of this rank. It reads one ahead.
 template <gather_config Config, class Args>
-__device__ inline void feed_sums(const Args& args, const combine_phase& phase, const combine_team<Config>& team,
-                                 bool sends, i32 first, i32 items_step, u32 step) {
-    ring_feeder<Config> feeder(team, args.vector_bytes < 16);
+__device__ inline void find_items(const Args& args, const combine_phase& phase, found_items<Config>& queue, bool sends,
+                                  i32 first, i32 items_step) {
+    const i32 lane = static_cast<i32>(lane_idx());
     item_walk<Config> next(args, phase, sends, first, items_step);
-    bool begun = false;
-    bool next_there = false;
+    bool next_there = next.advance(args, phase);
 #pragma unroll 1
-    for (;;) {
+    for (i32 n = 0;; ++n) {
         item_part part = next.part();
         const i32 owner = next.owner;
         const i32 item = next.item;
         const i32 place_read = next.place;
         const bool there = next_there;
-        if (there || !begun) {
+        if (there) {
             next_there = next.advance(args, phase);
-        }
-        if (!begun) {
-            begun = true;
-            continue;
         }
         const i32 place = __shfl_sync(full_warp, place_read, 0);
         feeder_term t{};
         if (there) {
-            t = make_term<Config>(args, phase, sends, item, part.of);
+            t = make_term<Config>(args, phase, sends, item, part);
         }
-        // After the last a sum of nothing, for which nothing arrives: the work ends.
+        i32 fed = ld_acquire_block(&queue.fed);
+        while (n - fed >= found_items<Config>::most) {
+            sleep_ns(20);
+            fed = ld_acquire_block(&queue.fed);
+        }
+        if (__any_sync(full_warp, fed >= found_items<Config>::ended)) {
+            return;
+        }
+        found_item<Config>& to = queue.items[n % found_items<Config>::most];
+        if (lane < Config.topk) {
+            to.term[lane] = t;
+            to.source[lane] = static_cast<i32>(part.of.entry.rank);
+            to.position[lane] = part.of.position;
+            to.weight[lane] = part.weight;
+        }
+        if (lane == 0) {
+            to.count = t.at.count;
+            to.owner = owner;
+            to.item = item;
+            to.place = place;
+            to.there = there ? 1 : 0;
+        }
+        __syncwarp();
+        if (lane == 0) {
+            st_release_block(&queue.found, n + 1);
+        }
+        if (!there) {
+            return;
+        }
+    }
+}
+
+/// The feeder's warp: the terms of what was found. After the last a sum of nothing, for which nothing arrives, ends the
+/// work.
+template <gather_config Config, class Args>
+__device__ inline void feed_sums(const Args& args, const combine_team<Config>& team, found_items<Config>& queue,
+                                 bool sends, u32 step) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    ring_feeder<Config> feeder(team, args.vector_bytes < 16);
+    bool goes_on = true;
+#pragma unroll 1
+    for (i32 n = 0; goes_on; ++n) {
+        while (ld_acquire_block(&queue.found) <= n) {
+            sleep_ns(20);
+        }
+        __syncwarp();
+        const found_item<Config>& from = queue.items[n % found_items<Config>::most];
+        feeder_term t{};
+        i32 source = 0;
+        i32 position = 0;
+        u64 weight = 0;
+        if (lane < Config.topk) {
+            t = from.term[lane];
+            source = from.source[lane];
+            position = from.position[lane];
+            weight = from.weight[lane];
+        }
+        t.at.count = from.count;
+        const i32 owner = from.owner;
+        const i32 item = from.item;
+        const i32 place = from.place;
+        const bool there = from.there != 0;
+        __syncwarp();
+        if (lane == 0) {
+            st_release_block(&queue.fed, n + 1);
+        }
         const auto arrive = [&](feeder_term& term) {
             bool arrived = there;
             if (sends && term.used && args.weighted != 0) {
-                const u64* at =
-                    line_weight_at<Config.topk>(args.line_weights, owner, item, static_cast<i32>(lane_idx()));
-                arrived = await_line_weight(args.link, at, part.weight, owner, step, term.weight);
+                const u64* at = line_weight_at<Config.topk>(args.line_weights, owner, item, lane);
+                arrived = await_line_weight(args.link, at, weight, owner, step, term.weight);
             } else if (term.waits) {
-                arrived = wait_flag(args.flags, args.link, static_cast<i32>(part.of.entry.rank), part.of.position, step,
-                                    lane_op::combine);
+                arrived = wait_flag(args.flags, args.link, source, position, step, lane_op::combine);
                 fence_proxy_async();  // stored by the peer's copy, to be read by ours
             }
             return arrived;
         };
-        if (!feeder.push(t, owner, place, arrive)) {
-            return;
-        }
+        goes_on = feeder.push(t, owner, place, arrive);
+    }
+    if (lane == 0) {
+        st_release_block(&queue.fed, found_items<Config>::ended);
     }
 }
 
@@ -517,7 +609,8 @@ __device__ inline void store_sums(const Args& args, const combine_phase& phase, 
 /// The part of one block, its teams side by side. All threads call it.
 template <gather_config Config, class Args>
 __device__ __forceinline__ void combine_by_ring(const Args& args, const combine_phase& phase, const combine_part& part,
-                                                u8* memory, sent_list* lists, u32 step, u32 partials_step) {
+                                                u8* memory, sent_list* lists, found_items<Config>* queues, u32 step,
+                                                u32 partials_step) {
     using team_type = combine_team<Config>;
     constexpr i32 team_threads = team_type::shape.threads;
     const i32 number = static_cast<i32>(threadIdx.x) / team_threads;
@@ -532,11 +625,13 @@ __device__ __forceinline__ void combine_by_ring(const Args& args, const combine_
     const bool outside = !part.sends && args.vector_bytes < 16;
     if (thread < team_type::shape.summers) {
         sum_stages<Config>(team, thread, outside ? &phase.ranks[args.link.me] : nullptr);
-    } else if (thread >= team_type::shape.summers + 32) {
+    } else if (thread < team_type::shape.summers + 32) {
+        feed_sums<Config>(args, team, queues[number], part.sends, step);
+    } else if (thread < team_type::shape.summers + 64) {
         store_sums<Config>(args, phase, team, part.sends, !outside, lists[number], partials_step);
     } else {
-        feed_sums<Config>(args, phase, team, part.sends, number * part.blocks + part.block, Config.teams * part.blocks,
-                          step);
+        find_items<Config>(args, phase, queues[number], part.sends, number * part.blocks + part.block,
+                           Config.teams * part.blocks);
     }
 }
 

@@ -73,7 +73,7 @@ struct combine_head : gather_head {
 static_assert(sizeof(combine_head) == 112 + 56 + 24 + 24 + 16);
 
 /// A team of combine_kernel's block sums rows that bulk copies bring to its ring of stages: threads that sum, a warp
-/// that finds and loads the rows, a warp that stores the sums; the block has a warp more that tells the peers. Without stages a block is one team and loads rows
+/// that finds rows, one that waits for what is missing and loads them, one that stores the sums; the block has a warp more that tells the peers. Without stages a block is one team and loads rows
 /// itself.
 struct combine_team_shape {
     i32 stages;    ///< rows of the ring
@@ -83,23 +83,25 @@ struct combine_team_shape {
     i32 threads;  ///< of the team
 };
 
-/// A thread keeps at most 16 elements of a sum, or its registers would not do: the fewest threads for a row, and the
-/// most of a block.
+/// A thread keeps at most 32 elements of a sum, or its registers would not do: the fewest threads for a row, because
+/// what a row costs beside its elements is paid by each warp; and the most of a block.
 inline constexpr i32 most_ring_hidden = 8192;
-inline constexpr i32 most_ring_block_threads = 736;  ///< and the warp that tells the peers
+inline constexpr i32 most_ring_block_threads = 480;  ///< and the warp that tells the peers
+inline constexpr i32 most_ring_teams = 4;
+inline constexpr i32 ring_helpers = 96;  ///< threads of a team that do not sum
 EPJIT_SHARED constexpr i32 ring_threads(i32 hidden) {
-    return ceil_div(hidden, 16 * 32) * 32;
+    return ceil_div(hidden, 32 * 32) * 32;
 }
 
 /// As many teams of a block, of those wanted, as there may be.
 EPJIT_SHARED constexpr i32 ring_teams(i32 wanted, i32 hidden, i32 stages) {
-    return max_of(1, min_of(wanted, min_of(stages / 4, most_ring_block_threads / (ring_threads(hidden) + 64))));
+    return max_of(1, min_of(min_of(wanted, most_ring_teams), min_of(stages / 4, most_ring_block_threads / (ring_threads(hidden) + ring_helpers))));
 }
 
 EPJIT_SHARED constexpr combine_team_shape combine_team_of(const gather_config& c) {
     const bool ring = c.stages != 0;
     return {ring ? c.stages / c.teams - 2 : 0, ring ? 2 : 0, c.hidden * element_bytes(c.type), c.threads,
-            c.threads + (ring ? 64 : 32)};
+            c.threads + (ring ? ring_helpers : 32)};
 }
 
 EPJIT_SHARED constexpr i32 combine_teams(const gather_config& c) {
@@ -123,6 +125,11 @@ inline constexpr i32 combine_sum_extra = 16 + 16;
 EPJIT_SHARED constexpr i32 combine_team_bytes(const gather_config& c) {
     const combine_team_shape team = combine_team_of(c);
     return team.stages * (team.row_bytes + combine_stage_extra) + team.sum_rows * (team.row_bytes + combine_sum_extra);
+}
+
+/// Shared memory that combine_kernel has beside that: tables of ranks, and for each team what is found and what is sent.
+EPJIT_SHARED constexpr i32 combine_static_bytes(i32 num_ranks, i32 topk) {
+    return 1024 + 8 * num_ranks + most_ring_teams * (4 * (64 * topk + 32) + 512);
 }
 
 /// Dynamic shared memory of combine_kernel.

@@ -23,25 +23,39 @@ __device__ __forceinline__ i32 capacity_of(const Args& args, i32 rank) {
 }
 
 /// From every block's counts: adds the totals of the keys to `shared.bases` and the rows in the blocks before this one
-/// to `shared.counts`, both zero before. Threads share a key where there are more threads than keys; the order of
-/// integer sums does not matter.
+/// to `shared.counts`, both zero before. A thread takes neighbouring keys at once where they are aligned, and threads
+/// share keys where there are more threads: few loads follow one another. The order of integer sums does not matter.
 template <plan_config Config, class Args>
 __device__ __forceinline__ void sum_block_counts(const Args& args, plan_shared<Config>& shared, i32 used_keys) {
+    constexpr i32 together = plan_shared<Config>::keys % 2 == 0 ? 2 : 1;
+    struct alignas(4 * together) neighbours {
+        u32 count[together];
+    };
     const i32 blocks = static_cast<i32>(gridDim.x);
-    const i32 parts = max_of(1, Config.threads / used_keys);
+    const i32 groups = ceil_div(used_keys, together);
+    const i32 parts = max_of(1, Config.threads / groups);
 #pragma unroll 1
-    for (i32 item = static_cast<i32>(threadIdx.x); item < used_keys * parts; item += Config.threads) {
-        const i32 key = item % used_keys;
-        u32 before = 0;
-        u32 total = 0;
+    for (i32 item = static_cast<i32>(threadIdx.x); item < groups * parts; item += Config.threads) {
+        const i32 key = item % groups * together;
+        neighbours before{};
+        neighbours total{};
 #pragma unroll 8
-        for (i32 b = item / used_keys; b < blocks; b += parts) {
-            const u32 count = args.block_counts[b * plan_shared<Config>::keys + key];
-            total += count;
-            before += b < static_cast<i32>(blockIdx.x) ? count : 0;
+        for (i32 b = item / groups; b < blocks; b += parts) {
+            const neighbours n =
+                *reinterpret_cast<const neighbours*>(args.block_counts + b * plan_shared<Config>::keys + key);
+#pragma unroll
+            for (i32 i = 0; i < together; ++i) {
+                total.count[i] += n.count[i];
+                before.count[i] += b < static_cast<i32>(blockIdx.x) ? n.count[i] : 0;
+            }
         }
-        atomicAdd(&shared.counts[key], before);
-        atomicAdd(&shared.bases[key], static_cast<i32>(total));
+#pragma unroll
+        for (i32 i = 0; i < together; ++i) {
+            if (key + i < used_keys) {
+                atomicAdd(&shared.counts[key + i], before.count[i]);
+                atomicAdd(&shared.bases[key + i], static_cast<i32>(total.count[i]));
+            }
+        }
     }
     __syncthreads();
 }
