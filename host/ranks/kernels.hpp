@@ -24,6 +24,7 @@ class rank_kernels {
     launchable gather;
     launchable weight_gradient;  ///< empty without config.backward
     launchable dispatch;         ///< through windows in one launch; empty where rows need more than a copy
+    launchable direct_dispatch;  ///< straight into lent outputs; empty as `dispatch`, and where none are lent
     launchable combine;          ///< through windows in one launch
     launchable ll_dispatch;      ///< of few tokens; empty without config.ll_max_tokens_per_rank
     launchable ll_combine;

@@ -2,6 +2,11 @@
 // Whole dispatches and combines through windows, one launch each.
 #include "host/ranks/rank_backend.hpp"
 
+#include "epjit/error.hpp"
+#include "host/dispatcher/window_way.hpp"
+
+#include <fmt/format.h>
+
 #include <algorithm>
 
 namespace epjit::host {
@@ -9,6 +14,9 @@ namespace {
 
 /// Blocks of a combine that send the weights before their sums.
 constexpr std::int32_t most_weight_senders = 64;
+
+/// Lines whose metadata a warp writes beside a dispatch into windows, where there are enough blocks.
+constexpr std::int64_t lines_of_warp = 64;
 
 /// Calls `launch` with the length of the table that `num_ranks` ranks take.
 template <class Launch>
@@ -47,22 +55,76 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
     launch(comm_, kernel, args.senders + others, &args, stream, launch_mode::overlapping);
 }
 
+template <std::int32_t NumRanks>
+void rank_backend::launch_direct_dispatch(const rank_plan& plan, const dispatch_args& ranks,
+                                          const dispatch_options& options, stream_t stream) {
+    const launchable& kernel = kernels().direct_dispatch;
+    const std::int64_t movers = kernel.threads / 32 - 1;
+    templates::dispatch_args<NumRanks> args{};
+    fill_direct_args(args, args.ranks, setting(plan), plan, ranks, options);
+    args.link = way_->link(options.lane);
+    args.flags = way_->flags(travel_area::rows, options.lane);
+    // Half of the GPU: while senders wait for a peer that is at another lane's call, that call has room here.
+    const std::int64_t most = std::min(kernel.max_blocks, std::max(2, comm_.context->num_sms() / 2));
+    const std::int64_t tokens = bound(plan);
+    const std::int64_t lines_of_block = (movers + 1) * lines_of_warp;
+    const std::int64_t receivers = std::clamp<std::int64_t>(
+        (config_.num_ranks * tokens + lines_of_block - 1) / lines_of_block, 1, std::max<std::int64_t>(1, most / 4));
+    args.senders =
+        static_cast<templates::i32>(std::clamp<std::int64_t>((tokens + movers - 1) / movers, 1, most - receivers));
+    launch(comm_, kernel, args.senders + receivers, &args, stream, launch_mode::overlapping);
+}
+
+bool rank_backend::goes_direct(const rank_plan& plan) const {
+    if (config_.config.window_rows == 0 || !kernels_ || kernels_->direct_dispatch.max_blocks < 2) {
+        return false;
+    }
+    workload work = workload_of(config_.config);
+    work.ranks = config_.num_ranks;
+    work.tokens = bound(plan);
+    work.rows = plan.options.layout;
+    return choose_window_way(work, link_rates{}, knobs(plan).window_dispatch).direct;
+}
+
+void rank_backend::check_window_rows(const rank_plan& plan) const {
+    for (std::int32_t r = 0; plan.exact && r < config_.num_ranks; ++r) {
+        const std::int32_t rows = plan.host_counts()[config_.placement.num_slots + r];
+        if (rows > config_.config.window_rows) {
+            throw config_error(
+                fmt::format("into_window: rank {} gets {} rows, window_rows is {}", r, rows, config_.config.window_rows),
+                "create the exchange with more window_rows (worst_case_rows is always enough), or leave into_window "
+                "out on every rank for such plans");
+        }
+    }
+}
+
 void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                             stream_t stream) {
     // What decides is equal on every rank: the config, the options, never this rank's tensors.
     const rank_plan& plan = static_cast<const rank_plan&>(p);
     const bool as_they_are = !options.weigh_input && config_.config.input_type == config_.config.dispatch_type;
     const bool few = few_tokens(plan);
+    const bool direct = options.into_window && plan.direct && as_they_are && !few;
     if (!way_->peers_written() || !as_they_are ||
-        (!few && (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
+        (!few && !direct && (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
         backend::dispatch(p, ranks, options, stream);
         return;
+    }
+    if (options.into_window) {
+        check_window_rows(plan);
     }
     const scoped_context current(*comm_.context);
     begin_call(plan, options.lane, stream);
     if (few) {
         launch_ll_dispatch(plan, ranks[0], options, stream);
-        leave_rows(plan, config_.config.dispatch_type, false, true);
+        leave_rows(plan, config_.config.dispatch_type, false, travelled::packets);
+        return;
+    }
+    if (direct) {
+        with_table(config_.num_ranks, [&]<std::int32_t NumRanks>() {
+            launch_direct_dispatch<NumRanks>(plan, ranks[0], options, stream);
+        });
+        leave_rows(plan, config_.config.dispatch_type, false, travelled::straight);
         return;
     }
     with_table(config_.num_ranks,

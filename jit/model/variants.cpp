@@ -143,6 +143,9 @@ void list_ranks(const variant_request& request, target_arch arch, std::int32_t n
         if (num_ranks > 1 && t.input == t.output) {
             append_dispatch(list, exchange_dispatch_spec(arch, num_ranks, m.hidden, m.topk, t.input, t.scales));
             append_unique(list, low_latency_dispatch_spec(arch, m.hidden, m.topk, t.input, t.scales));
+            if (request.set == variant_set::all) {
+                append_dispatch(list, direct_dispatch_spec(arch, num_ranks, m.hidden, m.topk, t.input, t.scales));
+            }
         }
         append_unique(list, scatter_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, t.input, t.output,
                                          t.scales));
@@ -281,6 +284,13 @@ variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, st
     return s;
 }
 
+variant_spec direct_dispatch_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
+                                  dtype type, scale_type scales) {
+    variant_spec s = exchange_dispatch_spec(arch, num_ranks, hidden, topk, type, scales);
+    s.kind = kernel_kind::direct_dispatch;
+    return s;
+}
+
 variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
                                    dtype type) {
     variant_spec s = row_sum_spec(arch, num_ranks, hidden, topk, type);
@@ -353,6 +363,7 @@ void list_tuned(const variant_request& request, const profile_entry& entry, targ
                             .wire = t.output,
                             .scales = t.scales,
                             .combine = combine,
+                            .windows = request.set == variant_set::all,
                             .programs = entry.values};
             for (const exchange_kind kind : {exchange_kind::loopback, exchange_kind::lsa}) {
                 run.exchange = kind;
@@ -410,6 +421,9 @@ std::vector<variant_spec> run_variants(const run_request& r) {
     if (r.exchange == exchange_kind::lsa) {
         append_dispatch(list, exchange_dispatch_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.wire, r.scales));
         list.push_back(exchange_combine_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.combine));
+        if (r.windows) {
+            append_dispatch(list, direct_dispatch_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.wire, r.scales));
+        }
         if (r.low_latency) {
             list.push_back(low_latency_dispatch_spec(r.arch, r.hidden, r.topk, r.wire, r.scales));
             list.push_back(low_latency_combine_spec(r.arch, r.hidden, r.topk, r.combine));

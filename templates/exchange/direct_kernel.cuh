@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dispatch straight into the peers' windows, in one launch: this rank stores each of its rows to every place that the
+// plan gives it, in outputs that the exchange lends on every rank. Nothing is staged and nothing is expanded; the
+// first blocks send, the others write what travels beside rows that come, from the plan's lines.
+//
+// Cost model: a token's row is read once and written to each of its P places, those of other ranks over the link: row
+// bytes * T * P, of which row bytes * T * (places on other ranks) cross. On flat a rank has one place of a token, so
+// that no more crosses than with staging, and a pass over all rows is saved. Launches: 1. SMs: half of the GPU at most:
+// so many fill both the links and the memory, and a launch of another lane, which may be the one that the peers are at,
+// has room beside it.
+//
+// A place may be stored once its owner has read what lay there: the owner's first block says so as the first thing it
+// does (lane_op::window_open), waiting for nobody. Senders wait for that; the others wait for the peers' senders.
+#pragma once
+
+#include "base/device.cuh"
+#include "exchange/dispatch_kernel.cuh"
+#include "exchange/dispatch_layout.cuh"
+#include "exchange/flags.cuh"
+#include "rows/scatter_bulk_kernel.cuh"
+#include "rows/scatter_common.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+/// What a source announces, each by one flag once all its senders have done their part. The same words of the source's
+/// own row of flags, which no peer writes, count those senders.
+inline constexpr i32 direct_rows_flag = 0;
+inline constexpr i32 direct_weights_flag = 1;
+
+/// Counts this sender in. True for the last one: what all of them wrote is then seen by whoever sees its release.
+template <class Args>
+__device__ __forceinline__ bool last_sender(const Args& args, i32 flag) {
+    u32* arrived = args.flags.own + static_cast<i64>(args.link.me) * args.flags.stride + flag;
+    if (add_acq_rel_gpu(arrived, 1) + 1 != static_cast<u32>(args.senders)) {
+        return false;
+    }
+    *arrived = 0;
+    return true;
+}
+
+/// Raises the flag at every peer; thread `thread` of `threads`.
+template <class Args>
+__device__ __forceinline__ void raise_everywhere(const Args& args, i32 flag, u32 step, i32 thread, i32 threads) {
+    for (i32 p = thread; p < args.link.num_ranks; p += threads) {
+        if (p != args.link.me) {
+            raise_flag(args.flags, args.link, p, flag, step);
+        }
+    }
+}
+
+/// Whether every peer is at this dispatch, so that its window may be written. Called by whole warps.
+template <class Args>
+__device__ __forceinline__ bool await_windows(const Args& args, u32 open_step) {
+    bool open = true;
+    for (i32 p = static_cast<i32>(lane_idx()); p < args.link.num_ranks; p += 32) {
+        if (p != args.link.me) {
+            open = wait_step(args.link, p, open_step, lane_op::window_open) && open;
+        }
+    }
+    fence_proxy_async();  // the copies that follow write what the peers have read
+    return __all_sync(full_warp, open);
+}
+
+/// Moves the rows of tokens `first`, `first + step`, ... to all their places, loads ahead of stores; entries are read
+/// one round early. The first rows are loaded while the peers are awaited. False: the exchange has failed.
+template <scatter_config Config, class Args>
+__device__ bool place_rows(const Args& args, const dispatch_phase& phase, u8* rows, u64* barriers, i32 first,
+                           i32 tokens_step, u32 open_step) {
+    using mover_type = row_mover<Config>;
+    mover_type mover(rows, barriers);
+    const i32 me = args.link.me;
+    const scatter_rank& own = phase.ranks[me];
+    i32 to_load = first;
+    i32 loading = 0;
+    bool open = true;
+    token_entries current;
+#pragma unroll 1
+    for (i32 token = first - tokens_step; token < args.num_tokens; token += tokens_step) {
+#pragma unroll 1
+        for (; loading < mover_type::stages - 1 && to_load < args.num_tokens; ++loading, to_load += tokens_step) {
+            bulk_wait_read<1>();  // the stage to be loaded was stored in the round before the last
+            __syncwarp();
+            mover.load_row(static_cast<const u8*>(own.input) + static_cast<i64>(to_load) * own.input_stride);
+        }
+        token_entries ahead;
+        if (token + tokens_step < args.num_tokens) {
+            ahead = read_entries<Config>(phase, token + tokens_step, me);
+        }
+        if (token >= first) {
+            mover.store(phase, current);
+            --loading;
+            if constexpr (Config.scales != group_scale::none) {
+                copy_scales<Config>(phase, current);
+            }
+        } else {
+            open = await_windows(args, open_step);
+        }
+        if (!open) {
+            break;
+        }
+        current = ahead;
+    }
+    // A copy must not land in shared memory that the block has left.
+    for (const token_entries none; loading > 0; --loading) {
+        mover.store(phase, none);
+    }
+    bulk_wait<0>();
+    return open;
+}
+
+/// place_rows without bulk copies.
+template <scatter_config Config, class Args>
+__device__ __noinline__ bool place_elements(const Args& args, const dispatch_phase& phase, i32 first, i32 tokens_step,
+                                            u32 open_step) {
+    if (!await_windows(args, open_step)) {
+        return false;
+    }
+    const scatter_rank& own = phase.ranks[args.link.me];
+#pragma unroll 1
+    for (i32 token = first; token < args.num_tokens; token += tokens_step) {
+        const token_entries t = read_entries<Config>(phase, token, args.link.me);
+        copy_elements<Config>(phase, t, static_cast<const u8*>(own.input) + static_cast<i64>(token) * own.input_stride);
+        if constexpr (Config.scales != group_scale::none) {
+            copy_scales<Config>(phase, t);
+        }
+    }
+    return true;
+}
+
+/// The weights of lines to the ranks that hold their rows, by the one warp of a sender that moves no rows, and their
+/// flag. They are few and go first, so that nobody waits for them after the rows.
+template <scatter_config Config, class Args>
+__device__ void send_all_weights(const Args& args, i32 sender, u32 step) {
+    const i32 me = args.link.me;
+    const float* weights = args.ranks[me].weights;
+    const i32 size = weights != nullptr ? args.num_tokens * Config.topk : 0;
+#pragma unroll 2
+    for (i32 i = sender * 32 + static_cast<i32>(lane_idx()); i < size; i += args.senders * 32) {
+        const plan_entry entry = args.entries[i];
+        const i32 position = args.list.positions[i];
+        if (entry.rank != no_rank && entry.rank != me) {
+            args.ranks[entry.rank].local_weights[static_cast<i64>(position) * Config.topk + i % Config.topk] =
+                weights[static_cast<i64>(i / Config.topk) * args.own_weight_columns + entry.column];
+        }
+    }
+    __syncwarp();
+    bool last = false;
+    if (lane_idx() == 0) {
+        last = last_sender(args, direct_weights_flag);
+    }
+    __syncwarp();
+    if (__any_sync(full_warp, last)) {
+        raise_everywhere(args, direct_weights_flag, step, static_cast<i32>(lane_idx()), 32);
+    }
+}
+
+/// What travels beside the rows of the lines `first`, `first + step`, ...: this rank's own at once, a peer's when its
+/// weights are there, where they are wanted.
+template <scatter_config Config, class Args>
+__device__ void write_lines(const Args& args, const dispatch_phase& phase, i32 first, i32 lines_step, u32 step) {
+    const scatter_rank& own = phase.ranks[args.link.me];
+    if (own.row_source == nullptr && own.row_weights == nullptr && own.local_ids == nullptr &&
+        own.local_weights == nullptr) {
+        return;
+    }
+    const i32 total = list_size(phase);
+    i32 ready = args.link.me;
+#pragma unroll 1
+    for (i32 n = first; n < total; n += lines_step) {
+        const line_place place = place_line<Config>(phase, n, total);
+        if (place.rank != ready) {
+            ready = place.rank;
+            if (phase.ranks[ready].weights != nullptr && ready != args.link.me &&
+                !wait_flag(args.flags, args.link, ready, direct_weights_flag, step, lane_op::dispatch)) {
+                return;
+            }
+        }
+        write_metadata<Config>(phase, read_entries<Config>(phase, place.n, place.rank));
+    }
+}
+
+/// A block that sends: all warps but the last move rows, the last sends weights and fills the rows that no token has.
+template <scatter_config Config, class Args>
+__device__ void send_directly(const Args& args, u8* memory, u64* barriers, u32 step) {
+    constexpr i32 movers = scatter_movers(Config);
+    constexpr i32 stages = row_mover<Config>::stages;
+    const i32 warp = static_cast<i32>(threadIdx.x) / 32;
+    const i32 block = static_cast<i32>(blockIdx.x);
+    const u32 open_step = step - 1;
+    bool open = true;
+    if (warp == movers) {
+        open = await_windows(args, open_step);
+        if (open) {
+            send_all_weights<Config>(args, block, step);
+        }
+        fill_unused_rows<Config>(args, block, args.senders);
+    } else {
+        dispatch_phase phase;
+        static_cast<scatter_head&>(phase) = args;
+        phase.ranks = args.ranks;
+        phase.list.lines = nullptr;
+        phase.list.numbering = row_numbering::plan;
+        phase.weight_columns = args.own_weight_columns;
+        const i32 first = block * movers + warp;
+        const i32 tokens_step = args.senders * movers;
+        if (args.send_bytes == 16) {
+            u64* own = barriers + warp * stages;
+            if (lane_idx() == 0) {
+#pragma unroll 1
+                for (i32 s = 0; s < stages; ++s) {
+                    mbarrier_init(&own[s], 1);
+                }
+                fence_barrier_init();
+            }
+            __syncwarp();
+            u8* rows = memory + warp * stages * row_mover<Config>::row_bytes;
+            open = place_rows<Config>(args, phase, rows, own, first, tokens_step, open_step);
+        } else {
+            open = place_elements<Config>(args, phase, first, tokens_step, open_step);
+        }
+    }
+    // Also where there was no row: a flag of an earlier step may be replaced only now.
+    __shared__ bool last;
+    const bool stored = __syncthreads_and(open ? 1 : 0) != 0;
+    if (threadIdx.x == 0) {
+        last = stored && last_sender(args, direct_rows_flag);
+    }
+    __syncthreads();
+    if (last) {
+        raise_everywhere(args, direct_rows_flag, step, static_cast<i32>(threadIdx.x), static_cast<i32>(blockDim.x));
+    }
+}
+
+template <scatter_config Config>
+__global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
+    direct_dispatch_kernel(const __grid_constant__ dispatch_args<Config.num_ranks> args) {
+    static_assert(Config.input == Config.output, "bulk copies do not convert");
+    constexpr i32 movers = scatter_movers(Config);
+    constexpr i32 warps = movers + 1;
+    extern __shared__ __align__(128) u8 memory[];
+    const i32 thread = static_cast<i32>(threadIdx.x);
+    const i32 block = static_cast<i32>(blockIdx.x);
+    wait_for_kernel_before();
+    if (__syncthreads_or(exchange_failed(args.link, lane_op::dispatch) ? 1 : 0) != 0) {
+        return;
+    }
+    // Two steps: the window is open, everything is done.
+    const u32 step = args.link.control->lanes[args.link.lane].step + 2;
+    if (block == 0) {
+        for (i32 p = thread; p < args.link.num_ranks; p += static_cast<i32>(blockDim.x)) {
+            if (p != args.link.me && args.link.peers[p] != nullptr) {
+                signal_step(args.link, p, step - 1, lane_op::window_open);
+            }
+        }
+    }
+    if (block < args.senders) {
+        u64* barriers =
+            reinterpret_cast<u64*>(memory + movers * row_mover<Config>::stages * row_mover<Config>::row_bytes);
+        send_directly<Config>(args, memory, barriers, step);
+    } else {
+        dispatch_phase phase;
+        static_cast<scatter_head&>(phase) = args;
+        phase.ranks = args.ranks;
+        const i32 receivers = static_cast<i32>(gridDim.x) - args.senders;
+        write_lines<Config>(args, phase, (block - args.senders) * warps + thread / 32, receivers * warps, step);
+        if (block == args.senders) {
+            // The rows: what follows on the stream reads them.
+            for (i32 p = thread; p < args.link.num_ranks; p += static_cast<i32>(blockDim.x)) {
+                if (p != args.link.me) {
+                    wait_flag(args.flags, args.link, p, direct_rows_flag, step, lane_op::dispatch);
+                }
+            }
+        }
+    }
+    leave_step(args.link, step, lane_op::dispatch, area_bit(lane_area::rows));
+}
+
+#endif
+#endif
+
+}  // namespace epjit::templates
