@@ -71,9 +71,9 @@ void lent_windows::check(std::span<const dispatch_args> ranks, const dispatch_op
         const tensor_view& given = ranks[static_cast<std::size_t>(r)].output;
         const std::int64_t groups = (lent.columns + templates::scale_group - 1) / templates::scale_group;
         const bool contiguous = given.row_stride == 0 || given.row_stride == lent.columns;
-        const bool scales = lent.scales == nullptr ||
-                            (given.scales == lent.scales &&
-                             (given.scale_row_stride == 0 || given.scale_row_stride == groups));
+        const bool scales =
+            lent.scales == nullptr ||
+            (given.scales == lent.scales && (given.scale_row_stride == 0 || given.scale_row_stride == groups));
         if (given.data != lent.data || !contiguous || !scales || given.rows > lent.rows) {
             throw config_error(
                 fmt::format("into_window: the output of rank {} is not the one lent for lane {} ({} rows at {})", r,

@@ -114,7 +114,36 @@ drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& rand
     d.config.max_tokens_per_rank = d.max_tokens;
     d.config.ll_max_tokens_per_rank = chance(random, 0.6) && !without.has("ll") ? std::min(d.max_tokens, 40) : 0;
     d.config.backward = !without.has("gradients");
+    if (chance(random, 0.7) && !without.has("window")) {
+        const std::int64_t row_bytes = d.job.hidden * size_of(d.job.dispatch);
+        d.config.window_rows = static_cast<std::int32_t>(
+            std::min<std::int64_t>(chance(random, 0.3) ? 500 : 6000, (std::int64_t{64} << 20) / row_bytes));
+    }
     return d;
+}
+
+/// Rows of the largest output.
+std::int64_t most_rows(const problem& p) {
+    const std::vector<std::int32_t> needed = tools::reference::needed_rows(p);
+    std::int64_t most = 0;
+    for (std::size_t r = 0; r < p.inputs.size(); ++r) {
+        const std::int64_t capacity = p.inputs[r].capacity;
+        most = std::max(most, p.layout == layout::masked ? p.rank_slots[r] * capacity
+                              : p.mode == mode::exact    ? needed[r]
+                                                         : capacity);
+    }
+    return most;
+}
+
+/// Into the lane's lent output, which one layer of a step may have, where it is large enough for every rank. Some rows
+/// behind the last one are left for the guard.
+bool takes_window(const drawn_layer& l, const exchange_config& config, std::array<bool, 2>& taken) {
+    bool& of_lane = taken[static_cast<std::size_t>(l.options.lane)];
+    if (of_lane || most_rows(l.job) + 256 > config.window_rows) {
+        return false;
+    }
+    of_lane = true;
+    return true;
 }
 
 std::vector<op> ops_of(const drawn_layer& l, bool split) {
@@ -134,6 +163,7 @@ std::vector<op> ops_of(const drawn_layer& l, bool split) {
 void draw_layers(std::deque<drawn_layer>& layers, const drawn_exchange& ex, generator& random,
                  const leave_outs& without) {
     const int count = without.has("live_plans") ? 1 : between(random, 1, max_layers);
+    std::array<bool, 2> taken{};
     for (int i = 0; i < count; ++i) {
         drawn_layer l;
         run_style style;
@@ -150,6 +180,10 @@ void draw_layers(std::deque<drawn_layer>& layers, const drawn_exchange& ex, gene
         l.options.token_bound = small || chance(random, 0.2) ? bound : 0;
         l.options.misalignment = chance(random, 0.2) && !without.has("misaligned") ? between(random, 1, 7) : 0;
         l.options.halves = style.halves && !without.has("halves");
+        if (chance(random, 0.6) && !without.has("window") && takes_window(l, ex.config, taken)) {
+            l.options.into_window = true;
+            l.job.dispatch_stride = l.job.hidden;
+        }
         l.ops = ops_of(l, l.options.halves && chance(random, 0.7));
         layers.push_back(std::move(l));
     }
@@ -291,14 +325,16 @@ class property_run {
         ++counts[fmt::format("lane {}", l.options.lane)];
         ++counts[fmt::format("source {}", name(l.options.source))];
         counts["halves"] += l.options.halves ? 1 : 0;
+        counts["window"] += l.options.into_window ? 1 : 0;
     }
 
     [[nodiscard]] std::string where(std::int64_t step, const drawn_layer& l, const std::string& order) const {
         return fmt::format(
-            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}, bound {}, source {}, "
+            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}{}, bound {}, source {}, "
             "calls{}: ",
             world_.rank(), settings_.seed, step, l.job.text, l.options.lane, l.options.iters,
-            l.options.halves ? " in halves" : "", l.options.token_bound, name(l.options.source), order);
+            l.options.halves ? " in halves" : "", l.options.into_window ? " into the window" : "",
+            l.options.token_bound, name(l.options.source), order);
     }
 
     rank_world& world_;

@@ -2,6 +2,7 @@
 #include "epjit/jit/profile.hpp"
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/dispatcher/tuning.hpp"
+#include "host/dispatcher/window_way.hpp"
 #include "host/exchange/backend.hpp"
 #include "tools/command/machine.hpp"
 #include "tools/command/profile_file.hpp"
@@ -231,6 +232,27 @@ std::optional<std::uint64_t> workspace_bytes(const subject& s, exchange_kind exc
     return static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
 }
 
+/// Of a dispatch into lent outputs; empty but for lsa.
+std::optional<host::window_way> window_way(const subject& s, exchange_kind exchange) {
+    if (exchange != exchange_kind::lsa) {
+        return std::nullopt;
+    }
+    host::workload work = s.question.largest;
+    work.hosts = 1;
+    return host::choose_window_way(work, s.question.rates,
+                                   s.knobs.launches(s.run.layout, s.key.tokens).window_dispatch);
+}
+
+nlohmann::ordered_json window_json(const std::optional<host::window_way>& way) {
+    if (!way) {
+        return {};
+    }
+    return {{"straight", way->direct},
+            {"why", way->text()},
+            {"straight_dispatch", traffic_json(way->straight)},
+            {"staged_dispatch", traffic_json(way->staged)}};
+}
+
 nlohmann::ordered_json knobs_json(const subject& s) {
     const std::int32_t tokens = s.key.tokens;
     return {{"launches_from", name(s.knobs.launches_from(s.run.layout, tokens))},
@@ -254,6 +276,7 @@ int explain_command(context& ctx) {
     const host::exchange_choice choice = host::choose_exchange(s.question);
     settle_knobs(ctx, s, choice.exchange);
     const std::optional<std::uint64_t> workspace = workspace_bytes(s, choice.exchange);
+    const std::optional<host::window_way> windows = window_way(s, choice.exchange);
     const auto predictions = host::predict_all(s.question.largest, s.question.rates);
 
     std::vector<jit::compile_job> jobs;
@@ -283,6 +306,7 @@ int explain_command(context& ctx) {
                     {"keys", std::move(keys)},
                     {"knobs", knobs_json(s)},
                     {"workspace_bytes", workspace ? nlohmann::ordered_json(*workspace) : nlohmann::ordered_json()},
+                    {"window_dispatch", window_json(windows)},
                     {"predictions", predictions_json(predictions)},
                     {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
         return exit_done;
@@ -300,6 +324,9 @@ int explain_command(context& ctx) {
     if (workspace) {
         text += fmt::format("\nworkspace of one rank with max_tokens_per_rank {}: {}\n", s.key.tokens,
                             bytes_text(*workspace));
+    }
+    if (windows) {
+        text += fmt::format("\ninto lent outputs rows go {}\n", windows->text());
     }
     text += knobs_text(s) + predictions_text(s, predictions);
     if (ctx.call.has("--keys")) {

@@ -26,6 +26,9 @@ struct layer_options {
     std::int32_t token_bound = 0;  ///< plan_options::token_bound
     plan_source source = plan_source::automatic;
     std::int32_t misalignment = 0;  ///< elements by which rows start behind an aligned address
+    /// Rows go into the exchange's window_output, which no other layer of the lane may use meanwhile. The problem's
+    /// dispatch_stride is H.
+    bool into_window = false;
     /// Combine is given what dispatch made, without a visit to the host: for experts that return their input (scale 1,
     /// bias 0), one dtype and stride, not on flat.
     bool experts_in_place = false;

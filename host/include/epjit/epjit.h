@@ -329,7 +329,7 @@ typedef struct epjit_exchange_config {
     int32_t backward;           ///< non-zero: epjit_weight_gradients will be called, prepare loads its kernel too
     int32_t lanes;              ///< independent sets of workspace and flags: 1 (default) or 2
     int32_t num_sms;            ///< bound on all resident blocks of a call; 0: automatic
-    int32_t reserved;
+    int32_t window_rows;        ///< rows of each output that epjit_exchange_window_output lends; 0: none
     epjit_memory_hooks memory;
 } epjit_exchange_config;
 
@@ -368,6 +368,13 @@ EPJIT_API epjit_status epjit_exchange_get_config(const epjit_exchange* exchange,
 /// R * T * min(K, L) at most (FLAT: R * T; MASKED: L * R * T). Null options: the defaults.
 EPJIT_API epjit_status epjit_exchange_worst_case_rows(const epjit_exchange* exchange, int32_t driven,
                                                       const epjit_plan_options* options, int64_t* rows);
+
+/// Memory for a driven rank's dispatched rows, [window_rows,H] and contiguous, scales beside them; it belongs to the
+/// exchange for its whole life. What lies there is the caller's from a dispatch into it up to the lane's next one with
+/// into_window. LSA: a window that the peers may store into, so that no row is staged and copied; what still reads the
+/// rows belongs on a stream before that dispatch. Other exchanges lend ordinary memory.
+EPJIT_API epjit_status epjit_exchange_window_output(const epjit_exchange* exchange, int32_t driven, int32_t lane,
+                                                    epjit_tensor* out);
 
 // ---- plan: one routing made into counts, offsets and row maps ------------------------------------------------------
 
@@ -434,7 +441,7 @@ typedef struct epjit_dispatch_options {
     int32_t zero_padding;  ///< non-zero (default): clear alignment padding
     int32_t zero_tail;     ///< non-zero: clear everything beyond the data up to the capacity
     int32_t lane;          ///< the plan's; the stream of the lane's previous call must still exist
-    int32_t reserved;
+    int32_t into_window;   ///< non-zero, on every rank: outputs are those of epjit_exchange_window_output
 } epjit_dispatch_options;
 
 typedef struct epjit_combine_args {
