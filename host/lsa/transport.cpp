@@ -78,9 +78,11 @@ class lsa_transport final : public transport, private window_parts {
         return {reinterpret_cast<templates::u32*>(local() + at), at, flag_stride_, 0};
     }
     [[nodiscard]] std::uint8_t* window(std::int32_t lane, std::int32_t rank) const noexcept override {
-        return shape_.window_bytes != 0
-                   ? static_cast<std::uint8_t*>(window_.peer(rank)) + counts_offset(lane) + window_at_
-                   : nullptr;
+        if (shape_.window_bytes == 0) {
+            return nullptr;
+        }
+        auto* const base = static_cast<std::uint8_t*>(rank == me_ ? window_.local() : window_.peer(rank));
+        return base + counts_offset(lane) + window_at_;
     }
     [[nodiscard]] templates::weight_area line_weights(std::int32_t lane, bool few) const noexcept override {
         const std::int64_t at = counts_offset(lane) + weights_at_[few ? 1 : 0];

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole dispatches and combines through windows, one launch each.
-#include "host/ranks/rank_backend.hpp"
-
 #include "epjit/error.hpp"
 #include "host/dispatcher/window_way.hpp"
+#include "host/ranks/rank_backend.hpp"
 
 #include <fmt/format.h>
 
@@ -15,8 +14,8 @@ namespace {
 /// Blocks of a combine that send the weights before their sums.
 constexpr std::int32_t most_weight_senders = 64;
 
-/// Lines whose metadata a warp writes beside a dispatch into windows, where there are enough blocks.
-constexpr std::int64_t lines_of_warp = 64;
+/// Lines whose metadata a thread writes beside a dispatch into windows, where there are enough blocks.
+constexpr std::int64_t lines_of_thread = 2;
 
 /// Calls `launch` with the length of the table that `num_ranks` ranks take.
 template <class Launch>
@@ -67,7 +66,7 @@ void rank_backend::launch_direct_dispatch(const rank_plan& plan, const dispatch_
     // Half of the GPU: while senders wait for a peer that is at another lane's call, that call has room here.
     const std::int64_t most = std::min(kernel.max_blocks, std::max(2, comm_.context->num_sms() / 2));
     const std::int64_t tokens = bound(plan);
-    const std::int64_t lines_of_block = (movers + 1) * lines_of_warp;
+    const std::int64_t lines_of_block = kernel.threads * lines_of_thread;
     const std::int64_t receivers = std::clamp<std::int64_t>(
         (config_.num_ranks * tokens + lines_of_block - 1) / lines_of_block, 1, std::max<std::int64_t>(1, most / 4));
     args.senders =
@@ -91,7 +90,8 @@ void rank_backend::check_window_rows(const rank_plan& plan) const {
         const std::int32_t rows = plan.host_counts()[config_.placement.num_slots + r];
         if (rows > config_.config.window_rows) {
             throw config_error(
-                fmt::format("into_window: rank {} gets {} rows, window_rows is {}", r, rows, config_.config.window_rows),
+                fmt::format("into_window: rank {} gets {} rows, window_rows is {}", r, rows,
+                            config_.config.window_rows),
                 "create the exchange with more window_rows (worst_case_rows is always enough), or leave into_window "
                 "out on every rank for such plans");
         }
@@ -106,7 +106,8 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
     const bool few = few_tokens(plan);
     const bool direct = options.into_window && plan.direct && as_they_are && !few;
     if (!way_->peers_written() || !as_they_are ||
-        (!few && !direct && (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
+        (!few && !direct &&
+         (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
         backend::dispatch(p, ranks, options, stream);
         return;
     }
@@ -121,9 +122,8 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
         return;
     }
     if (direct) {
-        with_table(config_.num_ranks, [&]<std::int32_t NumRanks>() {
-            launch_direct_dispatch<NumRanks>(plan, ranks[0], options, stream);
-        });
+        with_table(config_.num_ranks,
+                   [&]<std::int32_t NumRanks>() { launch_direct_dispatch<NumRanks>(plan, ranks[0], options, stream); });
         leave_rows(plan, config_.config.dispatch_type, false, travelled::straight);
         return;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dispatch straight into the peers' windows, in one launch: this rank stores each of its rows to every place that the
 // plan gives it, in outputs that the exchange lends on every rank. Nothing is staged and nothing is expanded; the
-// first blocks send, the others write what travels beside rows that come, from the plan's lines.
+// first blocks send, the others write what travels beside rows that come, a thread a line of the plan.
 //
 // Cost model: a token's row is read once and written to each of its P places, those of other ranks over the link: row
 // bytes * T * P, of which row bytes * T * (places on other ranks) cross. On flat a rank has one place of a token, so
@@ -53,7 +53,7 @@ __device__ __forceinline__ void raise_everywhere(const Args& args, i32 flag, u32
 
 /// Whether every peer is at this dispatch, so that its window may be written. Called by whole warps.
 template <class Args>
-__device__ __forceinline__ bool await_windows(const Args& args, u32 open_step) {
+__device__ __noinline__ bool await_windows(const Args& args, u32 open_step) {
     bool open = true;
     for (i32 p = static_cast<i32>(lane_idx()); p < args.link.num_ranks; p += 32) {
         if (p != args.link.me) {
@@ -157,28 +157,80 @@ __device__ void send_all_weights(const Args& args, i32 sender, u32 step) {
     }
 }
 
-/// What travels beside the rows of the lines `first`, `first + step`, ...: this rank's own at once, a peer's when its
-/// weights are there, where they are wanted.
+/// What travels beside the rows of one line, by one thread: as scatter_common's write_metadata, which takes a warp.
 template <scatter_config Config, class Args>
-__device__ void write_lines(const Args& args, const dispatch_phase& phase, i32 first, i32 lines_step, u32 step) {
-    const scatter_rank& own = phase.ranks[args.link.me];
+__device__ void write_line(const Args& args, i32 rank, i32 local) {
+    constexpr i32 topk = Config.topk;
+    const bool flat = args.layout == row_layout::flat;
+    const u8* line = line_of<topk>(args, rank, local);
+    const i32 token = *reinterpret_cast<const i32*>(line);
+    const i32* rows = reinterpret_cast<const i32*>(line) + 1;
+    const u16* slots = reinterpret_cast<const u16*>(line + line_slots_offset(topk));
+    const scatter_rank& from = args.ranks[rank];
+    const scatter_rank& to = args.ranks[args.link.me];
+    i64 row = -1;
+    i32 place = 0;  // of the entry among those that share the row
+#pragma unroll 4
+    for (i32 k = 0; k < topk; ++k) {
+        const u16 slot = slots[k];
+        if (slot == no_slot || rows[k] < 0) {
+            continue;
+        }
+        row = rows[k];
+        float weight = 0.0f;
+        if (from.weights != nullptr) {
+            // Own lines are given the caller's weights, where the column is the entry's.
+            const i64 entry = static_cast<i64>(token) * topk + k;
+            weight = from.own_weight_columns != 0
+                         ? from.weights[static_cast<i64>(token) * from.own_weight_columns + args.entries[entry].column]
+                         : from.weights[static_cast<i64>(local) * topk + k];
+        }
+        if (to.row_source != nullptr && (place == 0 || !flat)) {
+            reinterpret_cast<int2*>(to.row_source)[row] = int2{rank, token};
+        }
+        if (to.row_weights != nullptr && !flat) {
+            to.row_weights[row] = weight;
+        }
+        if (to.local_ids != nullptr && flat) {
+            to.local_ids[row * topk + place] = slot;
+        }
+        if (to.local_weights != nullptr && flat) {
+            to.local_weights[row * topk + place] = weight;
+        }
+        ++place;
+    }
+#pragma unroll 1
+    for (; flat && row >= 0 && place < topk; ++place) {
+        if (to.local_ids != nullptr) {
+            to.local_ids[row * topk + place] = -1;
+        }
+        if (to.local_weights != nullptr) {
+            to.local_weights[row * topk + place] = 0.0f;
+        }
+    }
+}
+
+/// The lines `first`, `first + step`, ... of one thread, this rank's own first: a peer's wait for its weights, where
+/// they are wanted.
+template <scatter_config Config, class Args>
+__device__ void write_lines(const Args& args, i32 first, i32 lines_step, u32 step) {
+    const i32 me = args.link.me;
+    const scatter_rank& own = args.ranks[me];
     if (own.row_source == nullptr && own.row_weights == nullptr && own.local_ids == nullptr &&
         own.local_weights == nullptr) {
         return;
     }
-    const i32 total = list_size(phase);
-    i32 ready = args.link.me;
+    const i32 total = list_size(args);
 #pragma unroll 1
-    for (i32 n = first; n < total; n += lines_step) {
-        const line_place place = place_line<Config>(phase, n, total);
-        if (place.rank != ready) {
-            ready = place.rank;
-            if (phase.ranks[ready].weights != nullptr && ready != args.link.me &&
-                !wait_flag(args.flags, args.link, ready, direct_weights_flag, step, lane_op::dispatch)) {
-                return;
-            }
+    for (i32 i = first; i < total; i += lines_step) {
+        i32 n = i + args.list.line_first[me];
+        n -= n >= total ? total : 0;
+        const i32 rank = list_rank_of(args, n, 0);
+        if (rank != me && args.ranks[rank].weights != nullptr &&
+            !wait_flag(args.flags, args.link, rank, direct_weights_flag, step, lane_op::dispatch)) {
+            return;
         }
-        write_metadata<Config>(phase, read_entries<Config>(phase, place.n, place.rank));
+        write_line<Config>(args, rank, list_local_of(args, n, rank));
     }
 }
 
@@ -239,7 +291,6 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
     direct_dispatch_kernel(const __grid_constant__ dispatch_args<Config.num_ranks> args) {
     static_assert(Config.input == Config.output, "bulk copies do not convert");
     constexpr i32 movers = scatter_movers(Config);
-    constexpr i32 warps = movers + 1;
     extern __shared__ __align__(128) u8 memory[];
     const i32 thread = static_cast<i32>(threadIdx.x);
     const i32 block = static_cast<i32>(blockIdx.x);
@@ -261,11 +312,9 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
             reinterpret_cast<u64*>(memory + movers * row_mover<Config>::stages * row_mover<Config>::row_bytes);
         send_directly<Config>(args, memory, barriers, step);
     } else {
-        dispatch_phase phase;
-        static_cast<scatter_head&>(phase) = args;
-        phase.ranks = args.ranks;
+        const i32 threads = static_cast<i32>(blockDim.x);
         const i32 receivers = static_cast<i32>(gridDim.x) - args.senders;
-        write_lines<Config>(args, phase, (block - args.senders) * warps + thread / 32, receivers * warps, step);
+        write_lines<Config>(args, (block - args.senders) * threads + thread, receivers * threads, step);
         if (block == args.senders) {
             // The rows: what follows on the stream reads them.
             for (i32 p = thread; p < args.link.num_ranks; p += static_cast<i32>(blockDim.x)) {
