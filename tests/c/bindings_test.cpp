@@ -170,6 +170,26 @@ TEST_F(c_host, communicators_of_real_ranks_name_the_library_that_is_missing) {
     EXPECT_EQ(made, nullptr);
 }
 
+TEST_F(c_host, outputs_are_lent) {
+    epjit_tensor lent{};
+    EXPECT_ERROR(epjit_exchange_window_output(ex.get(), 0, 0, &lent), EPJIT_ERROR_CONFIG, "lends none");
+    EXPECT_ERROR(epjit_exchange_window_output(ex.get(), 0, 0, nullptr), EPJIT_ERROR_CONFIG, "out");
+    config.window_rows = 16;
+    epjit_exchange* made = nullptr;
+    ASSERT_OK(epjit_exchange_create(communicator.get(), &config, &made));
+    ASSERT_OK(epjit_exchange_window_output(made, 1, 0, &lent));
+    EXPECT_NE(lent.data, nullptr);
+    EXPECT_EQ(lent.rows, 16);
+    EXPECT_EQ(lent.columns, 8);
+    EXPECT_EQ(lent.row_stride, 0);
+    EXPECT_EQ(lent.type, EPJIT_DTYPE_BF16);
+    epjit_exchange_config seen = sized<epjit_exchange_config>();
+    ASSERT_OK(epjit_exchange_get_config(made, &seen));
+    EXPECT_EQ(seen.window_rows, 16);
+    EXPECT_ERROR(epjit_exchange_window_output(made, 2, 0, &lent), EPJIT_ERROR_CONFIG, "driven rank 2");
+    epjit_exchange_destroy(made);
+}
+
 TEST(c_binding, log_lines_reach_the_callback_also_after_the_runtimes_handle_is_gone) {
     struct sink {
         std::string text;

@@ -122,24 +122,10 @@ drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& rand
     return d;
 }
 
-/// Rows of the largest output.
-std::int64_t most_rows(const problem& p) {
-    const std::vector<std::int32_t> needed = tools::reference::needed_rows(p);
-    std::int64_t most = 0;
-    for (std::size_t r = 0; r < p.inputs.size(); ++r) {
-        const std::int64_t capacity = p.inputs[r].capacity;
-        most = std::max(most, p.layout == layout::masked ? p.rank_slots[r] * capacity
-                              : p.mode == mode::exact    ? needed[r]
-                                                         : capacity);
-    }
-    return most;
-}
-
-/// Into the lane's lent output, which one layer of a step may have, where it is large enough for every rank. Some rows
-/// behind the last one are left for the guard.
+/// Into the lane's lent output, which one layer of a step may have, where it is large enough for every rank.
 bool takes_window(const drawn_layer& l, const exchange_config& config, std::array<bool, 2>& taken) {
     bool& of_lane = taken[static_cast<std::size_t>(l.options.lane)];
-    if (of_lane || most_rows(l.job) + 256 > config.window_rows) {
+    if (of_lane || tools::window_rows_for(l.job) > config.window_rows) {
         return false;
     }
     of_lane = true;

@@ -48,6 +48,8 @@ struct layer_times {
 /// The exchange that a problem wants. Its tables point into `p`.
 exchange_config config_of(const reference::problem& p, exchange_kind kind, std::int32_t lanes = 1);
 plan_options plan_options_of(const reference::problem& p, std::int32_t lane = 0);
+/// exchange_config::window_rows that the problem's largest output needs, and some that nobody may touch.
+std::int32_t window_rows_for(const reference::problem& p);
 
 /// The steps of one layer, for callers that have several at work; run_problem() takes them in order. Outputs are
 /// poisoned first and have guard bytes behind them. All but the constructor throw what the calls throw, and error

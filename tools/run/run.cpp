@@ -223,25 +223,11 @@ void compare(const problem& p, const reference::observation& seen, run_result& r
     result.ok = report.ok();
 }
 
-/// Rows of the largest output, and some that nobody may touch.
-std::int32_t window_rows_of(const problem& p) {
-    constexpr std::int64_t spare = 256;
-    const std::vector<std::int32_t> needed = reference::needed_rows(p);
-    std::int64_t most = 0;
-    for (std::size_t rank = 0; rank < p.inputs.size(); ++rank) {
-        const std::int64_t capacity = p.inputs[rank].capacity;
-        most = std::max(most, p.layout == layout::masked ? p.rank_slots[rank] * capacity
-                              : p.mode == mode::exact    ? needed[rank]
-                                                         : capacity);
-    }
-    return static_cast<std::int32_t>(most + spare);
-}
-
 /// Times, counts and the check of the ranks that `comm` drives.
 run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, const run_options& options) {
     const resident_experts experts(comm, p);
     exchange_config config = config_of(p, kind);
-    config.window_rows = options.window ? window_rows_of(p) : 0;
+    config.window_rows = options.window ? window_rows_for(p) : 0;
     exchange ex(comm, config);
     ex.prepare();
     const std::unique_ptr<memory_space> memory = make_memory_space(comm);
