@@ -65,7 +65,8 @@ class transport {
     /// `bound`: tokens that a rank may bring to this plan.
     virtual void exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) = 0;
     virtual void exchange_lines(std::int32_t lane, stream_t stream) = 0;
-    /// The outputs that `rank` lends for the lane, laid out as window_layout says, as mapped here; null: peers write none.
+    /// The outputs that `rank` lends for the lane, laid out as window_layout says, as mapped here; null: peers write
+    /// none.
     [[nodiscard]] virtual std::uint8_t* window(std::int32_t /*lane*/, std::int32_t /*rank*/) const noexcept {
         return nullptr;
     }

@@ -85,9 +85,7 @@ variant_spec with_knobs(variant_spec spec, const knobs& values) noexcept {
             set_ring(spec, values.scatter_stages, values.scatter_movers);
             break;
         case kernel_kind::exchange_dispatch:
-        case kernel_kind::direct_dispatch:
-            set_ring(spec, values.dispatch_stages, values.dispatch_movers);
-            break;
+        case kernel_kind::direct_dispatch: set_ring(spec, values.dispatch_stages, values.dispatch_movers); break;
         case kernel_kind::unpermute_combine: set_threads(values.gather_threads); break;
         case kernel_kind::exchange_combine: set_threads(values.combine_threads); break;
         case kernel_kind::plan:

@@ -14,7 +14,7 @@ GPU = ["--ranks", "4", "--arch", "sm_90a", "--exchange", "loopback"]
 class Explain(CommandTest):
     def test_choice_and_reasons(self):
         result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
-        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "workspace_bytes",
+        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "workspace_bytes", "window_dispatch",
                                         "predictions", "floor_us"])
         reasons = {w["exchange"]: w["reason"] for w in result["why_not"]}
         everything = {"host", "loopback", "lsa", "sendrecv", "dense", "hybrid"}
