@@ -30,6 +30,12 @@ namespace epjit::templates {
 inline constexpr i32 direct_rows_flag = 0;
 inline constexpr i32 direct_weights_flag = 1;
 
+/// As wait_for_kernel_before, but the kernel behind this one is not let in before the end: while senders wait for a
+/// peer, its blocks would stand where another lane's call has to run.
+__device__ __forceinline__ void wait_for_kernel_before_alone() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 /// Counts this sender in. True for the last one: what all of them wrote is then seen by whoever sees its release.
 template <class Args>
 __device__ __forceinline__ bool last_sender(const Args& args, i32 flag) {
@@ -294,7 +300,7 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
     extern __shared__ __align__(128) u8 memory[];
     const i32 thread = static_cast<i32>(threadIdx.x);
     const i32 block = static_cast<i32>(blockIdx.x);
-    wait_for_kernel_before();
+    wait_for_kernel_before_alone();
     if (__syncthreads_or(exchange_failed(args.link, lane_op::dispatch) ? 1 : 0) != 0) {
         return;
     }
