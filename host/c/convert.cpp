@@ -122,7 +122,7 @@ epjit::plan_options plan_options_of(const epjit_plan_options* options) {
 }
 
 epjit::plan_args to_cpp(const epjit_plan_args& a) {
-    return {a.routing, a.num_tokens, a.capacity};
+    return {a.routing, a.num_tokens, a.capacity, a.slot_tokens};
 }
 
 epjit::dispatch_args to_cpp(const epjit_dispatch_args& a) {

@@ -171,6 +171,20 @@ void number_entries(cpu_plan& p, const resolved_config& config, std::span<std::i
     p.first_token[config.num_ranks] = global;
 }
 
+/// What the caller counts in: the tokens that want each slot, whether or not their rows will fit.
+void add_slot_tokens(const cpu_plan& p) {
+    for (const plan_args& rank : p.ranks) {
+        if (rank.slot_tokens == nullptr) {
+            continue;
+        }
+        for (const std::uint16_t slot : p.entry_slots) {
+            if (slot != no_slot) {
+                ++rank.slot_tokens[slot];
+            }
+        }
+    }
+}
+
 /// Segment starts, unclipped, in `starts` [S]; closed offsets and counts clipped to the capacity.
 void place_segments(cpu_plan& p, const resolved_config& config, std::vector<std::int64_t>& starts) {
     const auto& tables = config.placement;
@@ -260,6 +274,7 @@ void build_plan(cpu_plan& p, const resolved_config& config) {
     p.counted = {};
     const auto seen = place_arrays(p, config);
     number_entries(p, config, seen);
+    add_slot_tokens(p);
     std::vector<std::int64_t> starts(static_cast<std::size_t>(config.placement.num_slots));
     place_segments(p, config, starts);
     finish_entries(p, config, starts);

@@ -149,6 +149,31 @@ std::unique_ptr<host::backend> make_backend(exchange_state& state) {
     }
 }
 
+/// Nothing can be compiled, loaded, allocated or waited for while a stream is captured. Said by name, before the driver
+/// refuses some call on the way and the capture is lost; a plan remade in static mode on a warm exchange asks nothing.
+void refuse_in_capture(const exchange_state& state, const plan_options& options, bool reuses, stream_t stream) {
+    const bool prepared = state.backend->prepared();
+    if ((prepared && reuses && options.mode == mode::fixed) || state.comm->context == nullptr) {
+        return;
+    }
+    const host::scoped_context current(*state.comm->context);
+    host::capture_status status = host::capture_status::none;
+    if (state.comm->context->api().stream_is_capturing(stream, &status) != host::cu_success ||
+        status != host::capture_status::active) {
+        return;
+    }
+    if (!prepared) {
+        throw unsupported_error(
+            fmt::format("make_plan in a capture: the kernels of exchange '{}' are not loaded", name(state.kind)),
+            "call exchange::prepare() before the capture begins");
+    }
+    if (options.mode == mode::exact) {
+        throw unsupported_error("make_plan in a capture: exact mode waits for the counts", "use mode::fixed");
+    }
+    throw unsupported_error("make_plan in a capture: memory for a new plan cannot be allocated",
+                            "make the plan once before the capture begins, and pass it as `reuse`");
+}
+
 }  // namespace
 
 lent_view host::backend::lend_rows(plan_state&, int, int) {
@@ -225,6 +250,7 @@ tensor_view exchange::window_output(int driven, int lane) const {
 plan exchange::make_plan(std::span<const plan_args> ranks, const plan_options& options, stream_t stream, plan reuse) {
     exchange_state& state = live(state_);
     host::validate_plan(state.config, ranks, options);
+    refuse_in_capture(state, options, static_cast<bool>(reuse), stream);
     if (reuse) {
         const plan_state& old = owned(state, reuse, "make_plan(reuse)");
         for (const host::lane_state& lane : state.lanes) {

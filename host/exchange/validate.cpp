@@ -276,6 +276,10 @@ void validate_plan(const resolved_config& config, std::span<const plan_args> ran
         if (!aligned(a.routing, id_bytes)) {
             refuse("align ids to their size", "routing of rank {} is at {}, ids are {} bytes", r, a.routing, id_bytes);
         }
+        if (!aligned(a.slot_tokens, 8)) {
+            refuse("align it to 8 bytes", "slot_tokens of rank {} is at {}", r,
+                   static_cast<const void*>(a.slot_tokens));
+        }
         const bool needs_capacity = o.layout == layout::masked || o.mode == mode::fixed;
         if (needs_capacity && a.capacity < (local_slots(config, r) > 0 ? 1 : 0)) {
             refuse(o.layout == layout::masked

@@ -93,7 +93,7 @@ void hybrid_backend::share_plan(rank_plan& plan, stream_t stream) {
             net_.add_rail(h, plan.positions, own * 4, plan.relay_positions + at, theirs * 4);
         }
     }
-    net_.send_all(lane_op::plan_lines, stream);
+    net_.send_all(lane_op::plan_lines, stream, !plan.exact);
 }
 
 tensor_view hybrid_backend::lines_at(std::uint8_t* rows, std::uint8_t* scales, dtype type) const noexcept {
@@ -153,7 +153,7 @@ void hybrid_backend::send_rows(const rank_plan& plan, const dispatch_args& ranks
             }
         }
     }
-    net_.send_all(lane_op::dispatch, stream);
+    net_.send_all(lane_op::dispatch, stream, !plan.exact);
 
     const dtype crossing = crosses_raw(options) ? config_.config.input_type : config_.config.dispatch_type;
     const scatter_program& program = crosses_raw(options) ? kernels().raw : kernels().pass;

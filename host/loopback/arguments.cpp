@@ -117,6 +117,7 @@ void fill_plan_args(plan_kernel_args& args, const resolved_config& config, const
         to.first_token = first_token;
         to.capacity = unbounded ? std::numeric_limits<std::int32_t>::max() : ranks[r].capacity;
         to.reserved = 0;
+        to.slot_tokens = reinterpret_cast<templates::u64*>(ranks[r].slot_tokens);
         first_token += ranks[r].num_tokens;
     }
     args.num_tokens = first_token;

@@ -28,6 +28,7 @@ class loopback_backend final : public backend {
     void prepare() override { kernels(); }
     [[nodiscard]] std::size_t workspace_bytes() const noexcept override { return tables_.bytes; }
 
+    [[nodiscard]] bool prepared() const noexcept override { return kernels_.has_value(); }
     std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
                                           stream_t stream, std::unique_ptr<plan_state> reuse) override;
     void dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,

@@ -73,8 +73,7 @@ std::vector<config_field> config_fields(const resolved_config& config) {
     };
 }
 
-void compare_configs(nccl_communicator& comm, const resolved_config& config) {
-    const std::vector<config_field> fields = config_fields(config);
+void compare_fields(nccl_communicator& comm, std::span<const config_field> fields) {
     std::vector<wire_field> mine(max_fields, wire_field{});
     for (std::size_t i = 0; i < fields.size() && i < max_fields; ++i) {
         mine[i].value = fields[i].value;
@@ -95,6 +94,10 @@ void compare_configs(nccl_communicator& comm, const resolved_config& config) {
             }
         }
     }
+}
+
+void compare_configs(nccl_communicator& comm, const resolved_config& config) {
+    compare_fields(comm, config_fields(config));
 }
 
 }  // namespace epjit::host

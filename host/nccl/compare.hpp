@@ -5,6 +5,7 @@
 #include "host/exchange/backend.hpp"
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,7 @@ std::vector<config_field> config_fields(const resolved_config& config);
 
 /// Collective. @throws config_error on every rank, with the same text, when a field differs between ranks: its name,
 /// and rank 0's and the first differing rank's values; nccl_error, timeout_error.
+void compare_fields(nccl_communicator& comm, std::span<const config_field> fields);
 void compare_configs(nccl_communicator& comm, const resolved_config& config);
 
 }  // namespace epjit::host

@@ -76,7 +76,12 @@ void rank_backend::fill_plan_head(templates::plan_head& head, templates::plan_ra
     head.alignment = plan.options.layout == layout::expert_major ? plan.options.alignment : 1;
     head.ids_are_slots = config_.config.routing == routing_form::slots ? 1 : 0;
     head.sequence = plan.sequence;
-    own = {ranks.routing, plan.num_tokens, 0, unbounded ? std::numeric_limits<std::int32_t>::max() : ranks.capacity, 0};
+    own = {ranks.routing,
+           plan.num_tokens,
+           0,
+           unbounded ? std::numeric_limits<std::int32_t>::max() : ranks.capacity,
+           0,
+           reinterpret_cast<templates::u64*>(ranks.slot_tokens)};
 }
 
 bool rank_backend::gathers(const plan_options& options) {

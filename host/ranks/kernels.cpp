@@ -70,9 +70,10 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
             case jit::kernel_kind::exchange_dispatch: {
                 const templates::scatter_config shape = scatter_config_of(s);
                 dispatch = prepare_kernel(context, variants_[i]->get("dispatch_kernel"),
-                                          templates::scatter_bulk_threads(shape),
-                                          templates::scatter_bulk_shared_bytes(shape), budget);
+                                          templates::dispatch_threads(shape), templates::dispatch_shared_bytes(shape),
+                                          budget);
                 dispatch_movers = templates::scatter_movers(shape);
+                dispatch_send_movers = templates::dispatch_send_movers(shape);
                 break;
             }
             case jit::kernel_kind::direct_dispatch: {

@@ -28,7 +28,8 @@ class rank_kernels {
     launchable combine;          ///< through windows in one launch
     launchable ll_dispatch;      ///< of few tokens; empty without config.ll_max_tokens_per_rank
     launchable ll_combine;
-    std::int32_t dispatch_movers = 1;
+    std::int32_t dispatch_movers = 1;       ///< of a block that expands
+    std::int32_t dispatch_send_movers = 1;  ///< of one that sends
     scatter_program convert;    ///< input type to dispatch type
     scatter_program pass;       ///< rows that stay as they are: dispatch type
     scatter_program raw;        ///< input type untouched, to be converted where they arrive

@@ -17,6 +17,14 @@ constexpr std::int32_t most_weight_senders = 64;
 /// Lines whose metadata a thread writes beside a dispatch into windows, where there are enough blocks.
 constexpr std::int64_t lines_of_thread = 2;
 
+/// Blocks that fill a rank's link with rows of `bytes`: eight would by their bytes alone, and each row costs a block
+/// what 9 KB more would (docs/performance.md).
+std::int32_t senders_for(std::int64_t bytes) {
+    constexpr std::int64_t fewest = 8;
+    constexpr std::int64_t bytes_of_a_row_more = 9 * 1024;
+    return static_cast<std::int32_t>(fewest + fewest * bytes_of_a_row_more / bytes + 2);
+}
+
 /// Calls `launch` with the length of the table that `num_ranks` ranks take.
 template <class Launch>
 void with_table(std::int32_t num_ranks, const Launch& launch) {
@@ -41,12 +49,13 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
     // Equal on every rank: the receivers look for the flags that the senders raise.
     const std::int32_t tokens = bound(plan);
     const jit::knobs& tuned = knobs(plan);
-    const std::int32_t most_senders = tuned.dispatch_senders;
-    args.chunk =
-        tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk : std::clamp(tokens / (2 * most_senders * movers), 1, 4);
+    args.chunk = tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk : tokens >= 1024 ? 2 : 1;
+    const std::int32_t most_senders = tuned.dispatch_senders != 0
+                                          ? tuned.dispatch_senders
+                                          : senders_for(config_.config.hidden * size_of(config_.config.dispatch_type));
+    const std::int32_t sent_at_once = args.chunk * kernels().dispatch_send_movers;
     const std::int32_t half = std::max(1, kernel.max_blocks / 2);
-    args.senders =
-        std::clamp((tokens + args.chunk * movers - 1) / (args.chunk * movers), 1, std::min(most_senders, half));
+    args.senders = std::clamp((tokens + sent_at_once - 1) / sent_at_once, 1, std::min(most_senders, half));
     const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
     const std::int64_t fill = args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
     const std::int64_t others =

@@ -25,6 +25,7 @@ class rank_backend : public backend {
     ~rank_backend() override;
 
     void prepare() override { kernels(); }
+    [[nodiscard]] bool prepared() const noexcept override { return kernels_.has_value(); }
     [[nodiscard]] std::size_t workspace_bytes() const noexcept override {
         return tables_.bytes + way_->workspace_bytes();
     }

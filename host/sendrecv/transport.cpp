@@ -31,6 +31,7 @@ sendrecv_transport::sendrecv_transport(communicator_state& comm, const resolved_
     synchronize(comm.context, nullptr);
     order_ = lane_order(comm.context);
     transfers_.reserve(static_cast<std::size_t>(ranks_) * 4);
+    round_.reserve(static_cast<std::size_t>(ranks_));
 }
 
 void sendrecv_transport::lay_out() {
@@ -44,16 +45,25 @@ void sendrecv_transport::lay_out() {
     lines_at_ = part(std::int64_t{ranks_} * shape_.max_lines * shape_.plan_line_bytes);
     routing_at_ = part(std::int64_t{ranks_} * shape_.routing_bytes);
     // What a lane's calls move is never there at the same time, so that rows, partial sums and scalars share memory;
-    // weights and scales travel beside rows.
-    areas_at_[static_cast<std::size_t>(travel_area::scales)] = part(ranks_ * shape_.region(travel_area::scales));
-    const std::int64_t weights = part(ranks_ * shape_.region(travel_area::weights));
-    areas_at_[static_cast<std::size_t>(travel_area::weights)] = weights;
-    areas_at_[static_cast<std::size_t>(travel_area::combine_weights)] = weights;
+    // weights and scales travel beside rows: where whole regions travel, one rank's are one piece of memory.
+    const std::int64_t rows_bytes = std::max(shape_.region(travel_area::rows), shape_.region(travel_area::partials));
+    const std::int64_t block = shape_.region(travel_area::scales) + shape_.region(travel_area::weights) + rows_bytes;
+    const auto place = [&](std::initializer_list<travel_area> areas, std::int64_t bytes) {
+        const std::int64_t at = next;
+        for (const travel_area area : areas) {
+            areas_at_[static_cast<std::size_t>(area)] = at;
+            strides_[static_cast<std::size_t>(area)] = in_blocks() ? block : shape_.region(area);
+        }
+        next += in_blocks() ? bytes : ranks_ * bytes;
+    };
+    place({travel_area::scales}, shape_.region(travel_area::scales));
+    place({travel_area::weights, travel_area::combine_weights}, shape_.region(travel_area::weights));
+    place({travel_area::rows, travel_area::partials}, rows_bytes);
+    if (in_blocks()) {
+        next += (ranks_ - 1) * block;
+    }
+    strides_[static_cast<std::size_t>(travel_area::scalars)] = shape_.region(travel_area::scalars);
     areas_at_[static_cast<std::size_t>(travel_area::scalars)] = part(ranks_ * shape_.region(travel_area::scalars));
-    const std::int64_t rows =
-        part(ranks_ * std::max(shape_.region(travel_area::rows), shape_.region(travel_area::partials)));
-    areas_at_[static_cast<std::size_t>(travel_area::rows)] = rows;
-    areas_at_[static_cast<std::size_t>(travel_area::partials)] = rows;
     lane_bytes_ = next;
 }
 
@@ -115,6 +125,22 @@ void sendrecv_transport::append(std::int32_t lane, travel_area area, const line_
     }
 }
 
+void sendrecv_transport::append_block(std::int32_t lane, std::span<const travel_area> areas) {
+    for (std::int32_t r = 0; r < ranks_; ++r) {
+        if (r == me_) {
+            continue;
+        }
+        std::uint8_t* first = out(areas[0], lane, r);
+        std::uint8_t* last = first;
+        for (const travel_area area : areas) {
+            first = std::min(first, out(area, lane, r));
+            last = std::max(last, out(area, lane, r) + shape_.region(area));
+        }
+        const std::size_t bytes = static_cast<std::size_t>(last - first);
+        transfers_.push_back({r, first, bytes, in(areas[0], lane, r) - (out(areas[0], lane, r) - first), bytes});
+    }
+}
+
 const char* sendrecv_transport::phase_of(lane_op op) noexcept {
     switch (op) {
         case lane_op::plan_counts: return "make_plan (counts)";
@@ -127,17 +153,35 @@ const char* sendrecv_transport::phase_of(lane_op op) noexcept {
     }
 }
 
-void sendrecv_transport::send_all(lane_op op, stream_t stream) {
+void sendrecv_transport::send_all(lane_op op, stream_t stream, bool one_each) {
     begin_group(phase_of(op), stream);
-    comm_.nccl->exchange(transfers_, stream);
+    while (one_each && !transfers_.empty()) {
+        round_.clear();
+        std::erase_if(transfers_, [&](const peer_transfer& t) {
+            const bool first = std::none_of(round_.begin(), round_.end(),
+                                            [&](const peer_transfer& other) { return other.peer == t.peer; });
+            if (first) {
+                round_.push_back(t);
+            }
+            return first;
+        });
+        comm_.nccl->exchange(round_, stream);
+    }
+    if (!one_each) {
+        comm_.nccl->exchange(transfers_, stream);
+    }
     end_group(stream);
 }
 
 void sendrecv_transport::post(std::int32_t lane, lane_op op, std::span<const travel_area> areas,
                               const line_traffic& traffic, bool back, stream_t stream) {
     transfers_.clear();
-    for (const travel_area area : areas) {
-        append(lane, area, traffic, back);
+    if (traffic.sent == nullptr && areas.size() > 1 && in_blocks()) {
+        append_block(lane, areas);
+    } else {
+        for (const travel_area area : areas) {
+            append(lane, area, traffic, back);
+        }
     }
     send_all(op, stream);
 }

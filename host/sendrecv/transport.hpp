@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Grouped ncclSend and ncclRecv: any topology. What goes out is written into regions of one buffer, a region for every
 // rank, and arrives in those of another; this rank's own region is the same in both. Exact mode moves the lines there
-// are, static mode whole regions.
+// are, static mode whole regions, those of a dispatch as one message to each rank: NCCL (2.28.3) takes a second message
+// to the same rank up in a loop of its kernel that an abort may leave with some of its warps only, and the kernels of a
+// captured graph go on being launched after the communicator was aborted.
 #pragma once
 
 #include "host/exchange/device_memory.hpp"
@@ -82,8 +84,11 @@ class sendrecv_transport : public transport {
     }
     /// What post() moves of one area, appended to `transfers_`.
     void append(std::int32_t lane, travel_area area, const line_traffic& traffic, bool back);
-    /// `transfers_` as one group.
-    void send_all(lane_op op, stream_t stream);
+    /// The same for areas beside each other whose regions travel whole: a message a rank.
+    void append_block(std::int32_t lane, std::span<const travel_area> areas);
+    /// `transfers_` as one group. `one_each`: as a group for the first to every rank, then one for the second, and so
+    /// on, which every rank asks for or none: what a graph captures holds no kernel of several messages to one rank.
+    void send_all(lane_op op, stream_t stream, bool one_each = false);
     [[nodiscard]] static const char* phase_of(lane_op op) noexcept;
 
     communicator_state& comm_;
@@ -98,14 +103,18 @@ class sendrecv_transport : public transport {
     std::vector<peer_transfer> transfers_;
 
    private:
+    std::vector<peer_transfer> round_;  ///< of send_all
     struct lane_memory {
         workspace out, in;
     };
     static std::byte* base(const workspace& w) noexcept { return static_cast<std::byte*>(w.data()); }
     [[nodiscard]] std::uint8_t* at(const workspace& w, travel_area area, std::int32_t rank) const noexcept {
         return reinterpret_cast<std::uint8_t*>(base(w) + areas_at_[static_cast<std::size_t>(area)] +
-                                               rank * shape_.region(area));
+                                               rank * strides_[static_cast<std::size_t>(area)]);
     }
+    /// Scales, weights and rows of one rank lie beside each other; else an area's regions do, as an all-gather of whole
+    /// tensors wants them.
+    [[nodiscard]] bool in_blocks() const noexcept { return kind_ != exchange_kind::dense; }
     [[nodiscard]] gather_in_place counts_gather(std::int32_t lane) const noexcept {
         return {counts(lane), static_cast<std::size_t>(shape_.counts_words) * 4};
     }
@@ -119,7 +128,7 @@ class sendrecv_transport : public transport {
     const exchange_kind kind_;
     plan_stamps stamps_;
     std::int64_t lane_bytes_ = 0, lines_at_ = 0, routing_at_ = 0;
-    std::array<std::int64_t, num_travel_areas> areas_at_{};
+    std::array<std::int64_t, num_travel_areas> areas_at_{}, strides_{};
     std::array<lane_memory, templates::max_lanes> lanes_;
     std::size_t bytes_ = 0;
     device_buffer control_;

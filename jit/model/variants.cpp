@@ -3,6 +3,7 @@
 
 #include "epjit/error.hpp"
 #include "templates/base/types.cuh"
+#include "templates/exchange/dispatch_layout.cuh"
 #include "templates/low_latency/packet_layout.cuh"
 #include "templates/plan/gathered_plan_layout.cuh"
 #include "templates/rows/rows_layout.cuh"
@@ -63,9 +64,10 @@ std::int32_t row_threads(std::int64_t row_bytes, std::int32_t most) {
 /// Rows in flight of the bulk-copy kernel, 0 where it cannot exist: bulk copies come with sm_90, move
 /// multiples of 16 bytes and cannot convert. Two rows at least must fit, or nothing overlaps. Short rows want more
 /// of them: on an H200 48 rows of 4 KiB in flight took 45 us where 14 took 51 (docs/measurements.md).
-std::int32_t bulk_stages(target_arch arch, std::int64_t row_bytes, bool converts) {
-    // Shared memory of a block: 227 KB on sm_90, sm_100, sm_103 and sm_110, 99 KB on sm_120 and sm_121.
-    const std::int64_t budget = (arch.number >= 120 ? 92 : 220) * 1024;
+std::int32_t bulk_stages(target_arch arch, std::int64_t row_bytes, bool converts, std::int64_t beside = 0) {
+    // Shared memory of a block: 227 KB on sm_90, sm_100, sm_103 and sm_110, 99 KB on sm_120 and sm_121, a little of it
+    // for other things, of which `beside` more.
+    const std::int64_t budget = (arch.number >= 120 ? 92 : 220) * 1024 - std::max<std::int64_t>(0, beside - 4096);
     if (arch.number < 90 || converts || row_bytes % vector_bytes != 0 || 2 * row_bytes > budget) {
         return 0;
     }
@@ -279,6 +281,13 @@ variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, st
     variant_spec s = scatter_spec(arch, exchange_kind::lsa, num_ranks, hidden, topk, type, type, scales);
     s.kind = kernel_kind::exchange_dispatch;
     s.threads = 0;
+    const std::int64_t row_bytes = hidden * size_of(type);
+    s.stages = bulk_stages(
+        arch,
+        templates::dispatch_stage_bytes(
+            static_cast<templates::i32>(row_bytes),
+            templates::bulk_scale_bytes(hidden, static_cast<templates::group_scale>(scales)), topk),
+        false, templates::dispatch_static_bytes(s.num_ranks));
     // A warp waits for a line's place and flag before it moves the row: several share the stages, three each.
     s.movers = std::clamp(s.stages / 3, 1, 8);
     return s;

@@ -14,7 +14,6 @@ constexpr std::string_view text = R"({
       "link": "nvlink",
       "knobs": {
         "dispatch_launches": 1,
-        "dispatch_senders": 32,
         "combine_launches": 1,
         "combine_senders_percent": 45
       }

@@ -58,7 +58,6 @@ std::span<const knob_info> knob_infos() noexcept {
 knobs cost_model_launches() noexcept {
     knobs k;
     k.dispatch_launches = 1;
-    k.dispatch_senders = 32;  // few blocks fill the links, the rest drive the memory (docs/performance.md)
     k.combine_launches = 1;
     k.combine_senders_percent = 45;  // those that finish tokens also read what arrives
     return k;

@@ -137,8 +137,41 @@ __device__ __forceinline__ void wait_for_kernel_before() {
 #endif
 }
 
+__device__ __forceinline__ void st_relaxed_sys(u32* p, u32 value) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+
 __device__ __forceinline__ u32 shared_address(const void* p) {
     return static_cast<u32>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void st_release_block(i32* shared, i32 value) {
+    asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(shared)), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ i32 ld_acquire_block(const i32* shared) {
+    i32 v;
+    asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(v) : "r"(shared_address(shared)) : "memory");
+    return v;
+}
+
+/// Gives the other warps of the SM their turn.
+__device__ __forceinline__ void sleep_ns(u32 ns) {
+    asm volatile("nanosleep.u32 %0;" ::"r"(ns));
+}
+
+// Small copies from global to shared memory that the thread does not wait for.
+
+template <i32 Bytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+    static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)), "l"(global), "n"(Bytes)
+                 : "memory");
+}
+
+/// Arrives at the barrier when all of this thread's copy_async before it are done; one of the arrivals it was made for.
+__device__ __forceinline__ void copy_async_arrive(u64* barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

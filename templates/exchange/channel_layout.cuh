@@ -49,9 +49,10 @@ struct exchange_control {
         u32 area_step[lane_areas];  ///< a rank that has taken this step has read the area
         u32 leaving;                ///< blocks of the running kernel that are done; zero between kernels
         u32 gatherings;             ///< plans made from gathered rows; the last one's number is on its vectors
+        u32 taken;                  ///< pieces of the running kernel's work that have been taken; zero between kernels
     } lanes[max_lanes];
 };
-static_assert(sizeof(exchange_control) == 24 + 2 * 44);
+static_assert(sizeof(exchange_control) == 24 + 2 * 48);
 
 enum class failure_kind : u32 {
     none = 0,

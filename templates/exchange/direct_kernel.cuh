@@ -14,7 +14,6 @@
 #pragma once
 
 #include "base/device.cuh"
-#include "exchange/dispatch_kernel.cuh"
 #include "exchange/dispatch_layout.cuh"
 #include "exchange/flags.cuh"
 #include "rows/scatter_bulk_kernel.cuh"
@@ -24,6 +23,11 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+/// The arguments as the functions of rows take them, for what this rank sends.
+struct direct_phase : scatter_head {
+    const scatter_rank* ranks;
+};
 
 /// What a source announces, each by one flag once all its senders have done their part. The same words of the source's
 /// own row of flags, which no peer writes, count those senders.
@@ -73,10 +77,11 @@ __device__ __noinline__ bool await_windows(const Args& args, u32 open_step) {
 /// Moves the rows of tokens `first`, `first + step`, ... to all their places, loads ahead of stores; entries are read
 /// one round early. The first rows are loaded while the peers are awaited. False: the exchange has failed.
 template <scatter_config Config, class Args>
-__device__ bool place_rows(const Args& args, const dispatch_phase& phase, u8* rows, u64* barriers, i32 first,
+__device__ bool place_rows(const Args& args, const direct_phase& phase, u8* rows, u64* barriers, i32 first,
                            i32 tokens_step, u32 open_step) {
     using mover_type = row_mover<Config>;
     mover_type mover(rows, barriers);
+    mover.init(1);
     const i32 me = args.link.me;
     const scatter_rank& own = phase.ranks[me];
     i32 to_load = first;
@@ -89,13 +94,18 @@ __device__ bool place_rows(const Args& args, const dispatch_phase& phase, u8* ro
         for (; loading < mover_type::stages - 1 && to_load < args.num_tokens; ++loading, to_load += tokens_step) {
             bulk_wait_read<1>();  // the stage to be loaded was stored in the round before the last
             __syncwarp();
-            mover.load_row(static_cast<const u8*>(own.input) + static_cast<i64>(to_load) * own.input_stride);
+            if (lane_idx() == 0) {
+                mover.load_row(0, static_cast<const u8*>(own.input) + static_cast<i64>(to_load) * own.input_stride,
+                               nullptr, nullptr, 0);
+            }
+            mover.loaded(1);
         }
         token_entries ahead;
         if (token + tokens_step < args.num_tokens) {
-            ahead = read_entries<Config>(phase, token + tokens_step, me);
+            ahead = read_places<Config>(phase, token + tokens_step, me);
         }
         if (token >= first) {
+            mover.wait();
             mover.store(phase, current);
             --loading;
             if constexpr (Config.scales != group_scale::none) {
@@ -111,15 +121,32 @@ __device__ bool place_rows(const Args& args, const dispatch_phase& phase, u8* ro
     }
     // A copy must not land in shared memory that the block has left.
     for (const token_entries none; loading > 0; --loading) {
+        mover.wait();
         mover.store(phase, none);
     }
     bulk_wait<0>();
     return open;
 }
 
+/// A row to all its places by one warp, an element at a time.
+template <scatter_config Config>
+__device__ __forceinline__ void place_by_elements(const direct_phase& phase, const token_entries& t, const u8* from) {
+    constexpr i32 size = element_bytes(Config.output);
+    for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
+        const i32 leader = __ffs(static_cast<i32>(leaders)) - 1;
+        const i32 row = __shfl_sync(full_warp, t.entry.row, leader);
+        const scatter_rank& rank = phase.ranks[__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), leader)];
+        u8* to = static_cast<u8*>(rank.output) + static_cast<i64>(row) * rank.output_stride;
+#pragma unroll 4
+        for (i32 i = static_cast<i32>(lane_idx()); i < Config.hidden; i += 32) {
+            store_packet<size>(to + i * size, *reinterpret_cast<const packet<size>*>(from + i * size));
+        }
+    }
+}
+
 /// place_rows without bulk copies.
 template <scatter_config Config, class Args>
-__device__ __noinline__ bool place_elements(const Args& args, const dispatch_phase& phase, i32 first, i32 tokens_step,
+__device__ __noinline__ bool place_elements(const Args& args, const direct_phase& phase, i32 first, i32 tokens_step,
                                             u32 open_step) {
     if (!await_windows(args, open_step)) {
         return false;
@@ -127,8 +154,9 @@ __device__ __noinline__ bool place_elements(const Args& args, const dispatch_pha
     const scatter_rank& own = phase.ranks[args.link.me];
 #pragma unroll 1
     for (i32 token = first; token < args.num_tokens; token += tokens_step) {
-        const token_entries t = read_entries<Config>(phase, token, args.link.me);
-        copy_elements<Config>(phase, t, static_cast<const u8*>(own.input) + static_cast<i64>(token) * own.input_stride);
+        const token_entries t = read_places<Config>(phase, token, args.link.me);
+        place_by_elements<Config>(phase, t,
+                                  static_cast<const u8*>(own.input) + static_cast<i64>(token) * own.input_stride);
         if constexpr (Config.scales != group_scale::none) {
             copy_scales<Config>(phase, t);
         }
@@ -244,7 +272,6 @@ __device__ void write_lines(const Args& args, i32 first, i32 lines_step, u32 ste
 template <scatter_config Config, class Args>
 __device__ void send_directly(const Args& args, u8* memory, u64* barriers, u32 step) {
     constexpr i32 movers = scatter_movers(Config);
-    constexpr i32 stages = row_mover<Config>::stages;
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
     const i32 block = static_cast<i32>(blockIdx.x);
     const u32 open_step = step - 1;
@@ -256,26 +283,16 @@ __device__ void send_directly(const Args& args, u8* memory, u64* barriers, u32 s
         }
         fill_unused_rows<Config>(args, block, args.senders);
     } else {
-        dispatch_phase phase;
+        direct_phase phase;
         static_cast<scatter_head&>(phase) = args;
         phase.ranks = args.ranks;
         phase.list.lines = nullptr;
         phase.list.numbering = row_numbering::plan;
-        phase.weight_columns = args.own_weight_columns;
         const i32 first = block * movers + warp;
         const i32 tokens_step = args.senders * movers;
         if (args.send_bytes == 16) {
-            u64* own = barriers + warp * stages;
-            if (lane_idx() == 0) {
-#pragma unroll 1
-                for (i32 s = 0; s < stages; ++s) {
-                    mbarrier_init(&own[s], 1);
-                }
-                fence_barrier_init();
-            }
-            __syncwarp();
-            u8* rows = memory + warp * stages * row_mover<Config>::row_bytes;
-            open = place_rows<Config>(args, phase, rows, own, first, tokens_step, open_step);
+            open = place_rows<Config>(args, phase, memory + warp * row_mover<Config>::ring_bytes,
+                                      barriers + warp * row_mover<Config>::stages, first, tokens_step, open_step);
         } else {
             open = place_elements<Config>(args, phase, first, tokens_step, open_step);
         }
@@ -314,8 +331,7 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
         }
     }
     if (block < args.senders) {
-        u64* barriers =
-            reinterpret_cast<u64*>(memory + movers * row_mover<Config>::stages * row_mover<Config>::row_bytes);
+        u64* barriers = reinterpret_cast<u64*>(memory + movers * row_mover<Config>::ring_bytes);
         send_directly<Config>(args, memory, barriers, step);
     } else {
         const i32 threads = static_cast<i32>(blockDim.x);

@@ -20,6 +20,38 @@ struct dispatch_head : scatter_head {
 };
 static_assert(sizeof(dispatch_head) == 168 + 56 + 24 + 16);
 
+/// Shared memory for what says where a row goes: a line, or a token's entries and positions.
+EPJIT_SHARED constexpr i32 dispatch_note_bytes(i32 topk) {
+    return max_of(line_bytes(topk), ceil_div(12 * topk, 16) * 16);
+}
+
+/// Warps of a sending block that move rows; one more tells the peers. Each stays far ahead of what it waits for, so
+/// that few are enough: long rows need two to fill their share of the link.
+EPJIT_SHARED constexpr i32 dispatch_send_movers(const scatter_config& c) {
+    const i32 wanted = c.hidden * element_bytes(c.output) >= 8192 ? 2 : 4;
+    return max_of(1, min_of(wanted, c.stages / 4));
+}
+
+/// Threads of dispatch_kernel: the movers of an expanding block and a warp that fills rows, or those of a sending one.
+EPJIT_SHARED constexpr i32 dispatch_threads(const scatter_config& c) {
+    return (max_of(scatter_movers(c), dispatch_send_movers(c)) + 1) * 32;
+}
+
+/// Shared memory that dispatch_kernel has for its table of ranks.
+EPJIT_SHARED constexpr i32 dispatch_static_bytes(i32 num_ranks) {
+    return static_cast<i32>(sizeof(scatter_head)) + num_ranks * (static_cast<i32>(sizeof(scatter_rank)) + 4) + 1024;
+}
+
+/// Dynamic shared memory of dispatch_kernel: the stages' rows with what travels beside them, a barrier and a line's
+/// place for each.
+EPJIT_SHARED constexpr i32 dispatch_stage_bytes(i32 row_bytes, i32 scale_bytes, i32 topk) {
+    return row_bytes + scale_bytes + dispatch_note_bytes(topk) + 8 + 8;
+}
+EPJIT_SHARED constexpr i32 dispatch_shared_bytes(const scatter_config& c) {
+    return c.stages *
+           dispatch_stage_bytes(c.hidden * element_bytes(c.output), bulk_scale_bytes(c), c.topk);
+}
+
 template <i32 NumRanks>
 struct dispatch_args : dispatch_head {
     scatter_rank ranks[NumRanks];

@@ -10,16 +10,20 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-/// Raises the flag of a chunk at one peer: what this thread has seen or written is visible to whoever sees it.
-__device__ __forceinline__ void raise_flag(const chunk_flags& flags, const rank_link& link, i32 peer, i32 chunk,
-                                           u32 step) {
-    u32* at_peer = reinterpret_cast<u32*>(link.peers[peer] + flags.offset);
-    st_release_sys(at_peer + static_cast<i64>(link.me) * flags.stride + chunk, step);
+/// The flag of a chunk of this rank at one peer.
+__device__ __forceinline__ u32* flag_at(const chunk_flags& flags, const rank_link& link, i32 peer, i32 chunk) {
+    return reinterpret_cast<u32*>(link.peers[peer] + flags.offset) + static_cast<i64>(link.me) * flags.stride + chunk;
 }
 
-/// Whether it is up already. Called by whole warps.
-__device__ __forceinline__ bool flag_is_up(const chunk_flags& flags, i32 source, i32 chunk, u32 step) {
-    return __all_sync(full_warp, ld_acquire_sys(flags.own + static_cast<i64>(source) * flags.stride + chunk) == step);
+/// Raises it: what this thread has seen or written is visible to whoever sees it.
+__device__ __forceinline__ void raise_flag(const chunk_flags& flags, const rank_link& link, i32 peer, i32 chunk,
+                                           u32 step) {
+    st_release_sys(flag_at(flags, link, peer, chunk), step);
+}
+
+/// Whether the flag of a chunk of `source` is up already.
+__device__ __forceinline__ bool flag_is_seen(const chunk_flags& flags, i32 source, i32 chunk, u32 step) {
+    return ld_acquire_sys(flags.own + static_cast<i64>(source) * flags.stride + chunk) == step;
 }
 
 /// Asked now and then while what `source` sends in this step does not come, since `start`. False: the exchange has
@@ -74,6 +78,7 @@ __device__ inline void leave_step(const rank_link& link, u32 step, lane_op op, u
         last = add_acq_rel_gpu(&lane.leaving, 1) + 1 == gridDim.x;
         if (last) {
             lane.leaving = 0;
+            lane.taken = 0;
             lane.step = step;
 #pragma unroll
             for (i32 area = 0; area < lane_areas; ++area) {

@@ -145,6 +145,7 @@ __device__ void publish_plan(const gathered_plan_args& args, const gathered_shar
     if (dropped != 0) {
         atomicAdd(&shared.problems[3], dropped);
     }
+    add_slot_tokens<Config>(args, shared.totals);
     const i32 r = static_cast<i32>(threadIdx.x);
     if (r <= Config.num_ranks) {
         args.line_first[r] = shared.line_first[r];

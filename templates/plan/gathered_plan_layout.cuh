@@ -96,6 +96,6 @@ struct gathered_plan_args : plan_head {
     i32 refused_tokens;  ///< see plan_message_tail
     i32 chunk_tiles;     ///< tiles that a block holds at once
 };
-static_assert(sizeof(gathered_plan_args) == 144 + 24 + 56 + 32 + 16 + 24);
+static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 32 + 16 + 24);
 
 }  // namespace epjit::templates

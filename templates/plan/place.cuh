@@ -171,6 +171,24 @@ __device__ __forceinline__ u32 write_counts(const plan_head& args, const slot_pl
     return dropped;
 }
 
+/// Adds the tokens that want each slot, of all ranks and whether or not their rows fit, to what the caller counts in.
+/// Calls on other streams may add to the same memory.
+template <plan_config Config, class Args>
+__device__ __forceinline__ void add_slot_tokens(const Args& args, const i32* totals) {
+    constexpr i32 driven = Config.exchange ? 1 : Config.num_ranks;
+    if (driven == 1 && args.ranks[0].slot_tokens == nullptr) {
+        return;
+    }
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(threadIdx.x); i < driven * Config.num_slots; i += Config.threads) {
+        u64* tokens = args.ranks[i / Config.num_slots].slot_tokens;
+        const i32 slot = i % Config.num_slots;
+        if (tokens != nullptr) {
+            atomicAdd(&tokens[slot], static_cast<u64>(totals[slot]));
+        }
+    }
+}
+
 /// The last block does it.
 template <plan_config Config, class Args>
 __device__ void publish_counts(const Args& args, const plan_shared<Config>& shared) {
@@ -181,6 +199,7 @@ __device__ void publish_counts(const Args& args, const plan_shared<Config>& shar
     if (dropped != 0) {
         atomicAdd(&args.device_status->dropped_rows, dropped);
     }
+    add_slot_tokens<Config>(args, shared.bases);
 }
 
 /// Adds the row bases to one used entry and drops it when it lies beyond the capacity. `position`: of an exchange.

@@ -86,8 +86,9 @@ struct plan_rank {
     i32 first_token;      ///< global index of this rank's token 0: the sum of num_tokens of the ranks before
     i32 capacity;         ///< rows of this rank's output (masked: rows per slot); max i32 when exact
     i32 reserved;
+    u64* slot_tokens;  ///< [S] to which the tokens of all ranks that want each slot are added, or null
 };
-static_assert(sizeof(plan_rank) == 24);
+static_assert(sizeof(plan_rank) == 32);
 
 /// Kernel arguments up to the per-rank table. Token t of driven rank r has the global index `ranks[r].first_token + t`;
 /// rows are ordered by (slot, source rank, token), which is (slot, global token).
@@ -128,7 +129,7 @@ template <i32 NumRanks>
 struct plan_args : plan_head {
     plan_rank ranks[NumRanks];
 };
-static_assert(sizeof(plan_args<max_driven_ranks>) == 144 + 24 * 64);
+static_assert(sizeof(plan_args<max_driven_ranks>) == 144 + 32 * 64);
 
 /// A token that travels to a rank is a line of that rank's list from the source, at the position of its order among the
 /// source's tokens that go there. What the destination must know of it: i32 token, i32 rows[K], u16 slots[K]. Entry j
@@ -178,6 +179,6 @@ struct exchange_plan_args : plan_head {
     u8* lines_out;       ///< [R, list_stride, line_bytes]: lines for each rank, where peers are not written
     i64 lines_offset;    ///< else: of this rank's lines in every window
 };
-static_assert(sizeof(exchange_plan_args) == 144 + 24 + 56 + 40 + 16 + 8 + 16);
+static_assert(sizeof(exchange_plan_args) == 144 + 32 + 56 + 40 + 16 + 8 + 16);
 
 }  // namespace epjit::templates

@@ -65,6 +65,15 @@ EPJIT_SHARED constexpr i32 scatter_bulk_shared_bytes(const scatter_config& c) {
     return stages * (c.hidden * element_bytes(c.output) + 8);
 }
 
+/// Bytes of a row's scales where bulk copies can take them beside the row, else 0.
+EPJIT_SHARED constexpr i32 bulk_scale_bytes(i32 hidden, group_scale scales) {
+    const i32 bytes = ceil_div(hidden, scale_group) * scale_bytes(scales);
+    return bytes % 16 == 0 ? bytes : 0;
+}
+EPJIT_SHARED constexpr i32 bulk_scale_bytes(const scatter_config& c) {
+    return bulk_scale_bytes(c.hidden, c.scales);
+}
+
 /// Compile-time shape of a row-gathering kernel (unpermute, combine, weight gradients).
 struct gather_config {
     i32 hidden;

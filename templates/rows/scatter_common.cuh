@@ -24,9 +24,25 @@ struct token_entries {
     __device__ __forceinline__ bool has_row() const { return entry.row >= 0; }
 };
 
-/// Reads a token's entries; called by whole warps with a valid token of the list.
+/// The lane's weight in the list's token `token` of `rank`, whose entries are `t`.
 template <scatter_config Config, class Args>
-__device__ __forceinline__ token_entries read_entries(const Args& args, i32 token, i32 rank) {
+__device__ __forceinline__ float read_weight(const Args& args, i32 token, i32 rank, const token_entries& t) {
+    const i32 lane = static_cast<i32>(lane_idx());
+    const scatter_rank& from = args.ranks[rank];
+    if (lane >= Config.topk || from.weights == nullptr || t.entry.rank == no_rank) {
+        return 0.0f;
+    }
+    // Own lines may be given the caller's weights, where the column is the entry's.
+    const bool by_token = args.list.lines != nullptr && from.own_weight_columns != 0;
+    const i64 row = by_token ? t.source_token : list_local_of(args, token, rank);
+    const i32 column =
+        by_token ? args.entries[row * Config.topk + lane].column : static_cast<i32>(t.entry.column);
+    return from.weights[row * (by_token ? from.own_weight_columns : args.weight_columns) + column];
+}
+
+/// Reads a token's entries but for their weights; called by whole warps with a valid token of the list.
+template <scatter_config Config, class Args>
+__device__ __forceinline__ token_entries read_places(const Args& args, i32 token, i32 rank) {
     token_entries t;
     const i32 lane = static_cast<i32>(lane_idx());
     const bool lines = args.list.lines != nullptr;
@@ -38,18 +54,17 @@ __device__ __forceinline__ token_entries read_entries(const Args& args, i32 toke
     t.entry = e.entry;
     if (lane < Config.topk) {
         t.slot = lines ? e.slot : args.entry_slots[static_cast<i64>(token) * Config.topk + lane];
-        const scatter_rank& from = args.ranks[rank];
-        if (from.weights != nullptr && t.entry.rank != no_rank) {
-            // Own lines may be given the caller's weights, where the column is the entry's.
-            const bool by_token = lines && from.own_weight_columns != 0;
-            const i64 row = by_token ? t.source_token : local;
-            const i32 column =
-                by_token ? args.entries[row * Config.topk + lane].column : static_cast<i32>(t.entry.column);
-            t.weight = from.weights[row * (by_token ? from.own_weight_columns : args.weight_columns) + column];
-        }
     }
     const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
     t.leads = t.has_row() && (args.layout != row_layout::flat || lane == 0 || before != t.entry.rank);
+    return t;
+}
+
+/// All of a token's entries.
+template <scatter_config Config, class Args>
+__device__ __forceinline__ token_entries read_entries(const Args& args, i32 token, i32 rank) {
+    token_entries t = read_places<Config>(args, token, rank);
+    t.weight = read_weight<Config>(args, token, rank, t);
     return t;
 }
 

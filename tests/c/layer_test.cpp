@@ -23,6 +23,7 @@ struct rank_result {
     std::vector<std::int32_t> counts, offsets, row_source, local_ids;
     std::vector<float> row_weights, local_weights, from_rows, from_gradients;
     std::vector<std::uint16_t> rows, out;
+    std::vector<std::uint64_t> slot_tokens;
     std::int64_t num_rows = 0;
     bool operator==(const rank_result& o) const {
         // Bytes, as NaNs and zeros of both signs count.
@@ -33,7 +34,7 @@ struct rank_result {
                same(local_ids, o.local_ids) && same(row_weights, o.row_weights) &&
                same(local_weights, o.local_weights) && same(from_rows, o.from_rows) &&
                same(from_gradients, o.from_gradients) && same(rows, o.rows) && same(out, o.out) &&
-               num_rows == o.num_rows;
+               same(slot_tokens, o.slot_tokens) && num_rows == o.num_rows;
     }
 };
 
@@ -52,6 +53,15 @@ struct job {
                            halves);
     }
 };
+
+/// What each rank has counted so far: a plan adds to it.
+std::vector<std::vector<std::uint64_t>> counted_before(const job& j) {
+    std::vector<std::vector<std::uint64_t>> tokens;
+    for (std::size_t r = 0; r < j.ranks.size(); ++r) {
+        tokens.emplace_back(static_cast<std::size_t>(j.experts), 7 + r);
+    }
+    return tokens;
+}
 
 job draw(std::mt19937_64& random) {
     const auto upto = [&](std::int32_t n) { return static_cast<std::int32_t>(random() % n); };
@@ -130,11 +140,12 @@ std::vector<rank_result> through_cpp(job& j) {
     o.ids = id_type::i32;
     o.alignment = j.alignment;
     std::vector<plan_args> args(num);
+    auto tokens = counted_before(j);
     for (std::size_t r = 0; r < num; ++r) {
         const auto worst = ex.worst_case_rows(static_cast<int>(r), o);
         j.ranks[r].capacity = static_cast<std::int32_t>(
             j.rows == layout::masked ? static_cast<std::int64_t>(num) * j.max_tokens : worst + 1);
-        args[r] = {j.ranks[r].ids.data(), j.ranks[r].tokens, j.ranks[r].capacity};
+        args[r] = {j.ranks[r].ids.data(), j.ranks[r].tokens, j.ranks[r].capacity, tokens[r].data()};
     }
     const plan p = ex.make_plan(args, o, nullptr);
     const auto view_of = [&](std::vector<std::uint16_t>& data) {
@@ -148,6 +159,7 @@ std::vector<rank_result> through_cpp(job& j) {
         const plan_view v = p.view(static_cast<int>(r));
         results.push_back(make_result(j, j.ranks[r], output_rows(j, v.rows, v.num_slots, j.ranks[r].capacity)));
         keep_counts(results.back(), v);
+        results.back().slot_tokens = tokens[r];
     }
     for (std::size_t r = 0; r < num; ++r) {
         rank_result& to = results[r];
@@ -259,10 +271,12 @@ std::vector<rank_result> through_c(job& j) {
     o.ids = EPJIT_ID_I32;
     o.alignment = j.alignment;
     std::vector<epjit_plan_args> args(num, sized<epjit_plan_args>());
+    auto tokens = counted_before(j);
     for (std::uint32_t r = 0; r < num; ++r) {
         args[r].routing = j.ranks[r].ids.data();
         args[r].num_tokens = j.ranks[r].tokens;
         args[r].capacity = j.ranks[r].capacity;
+        args[r].slot_tokens = tokens[r].data();
     }
     epjit_plan* p = nullptr;
     EXPECT_OK(epjit_make_plan(ex, args.data(), num, &o, nullptr, &p));
@@ -272,6 +286,7 @@ std::vector<rank_result> through_c(job& j) {
         EXPECT_OK(epjit_plan_get_view(p, static_cast<std::int32_t>(r), &v));
         results.push_back(make_result(j, j.ranks[r], output_rows(j, v.rows, v.num_slots, j.ranks[r].capacity)));
         keep_counts(results.back(), v);
+        results.back().slot_tokens = tokens[r];
         EXPECT_EQ(v.host_counts != nullptr, j.when == mode::exact);
     }
     move_through_c(j, ex, p, results);

@@ -263,6 +263,7 @@ void draw_call(problem& p, std::mt19937_64& random, const call_limits& limits, r
     p.reduction = p.layout == layout::flat
                       ? pick(random, {reduction::per_rank, reduction::per_host})
                       : pick(random, {reduction::per_rank, reduction::per_host, reduction::per_row});
+    p.count_tokens = chance(random, 0.5);
     const std::int32_t extra = chance(random, 0.3) ? pick(random, {1, 4, 8, 16}) : 0;
     p.input_stride = p.hidden + extra;
     p.dispatch_stride = p.hidden + (chance(random, 0.5) ? extra : 0);

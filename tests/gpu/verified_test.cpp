@@ -22,7 +22,6 @@ TEST_P(gpu_verified, kernel_passed_on_a_gpu_as_it_is_now) {
     const nlohmann::json entry = nlohmann::json::parse(file);
     const std::string now = jit::template_set::embedded().closure_digest(root).hex();
     if (entry.at("template_digest").get<std::string>() == now && entry.at("passed").get<std::uint64_t>() > 0) {
-        SUCCEED();
         return;
     }
     const std::string reason = entry.value("reason", "");

@@ -96,6 +96,7 @@ void draw_options(problem& p, dice& d) {
     p.zero_padding = d.chance(70);
     p.zero_tail = d.chance(40);
     p.weight_gradients = !flat && d.chance(35);
+    p.count_tokens = d.chance(50);
     for (std::int32_t rank = 0; rank < p.ranks; ++rank) {
         p.rank_hosts.push_back(static_cast<std::int32_t>(d.in(0, std::max(1, p.ranks / 2))));
     }
@@ -343,6 +344,7 @@ const char* name(mutation m) {
         case mutation::swap_results: return "swap_results";
         case mutation::flip_bit: return "flip_bit";
         case mutation::drop_local_id: return "drop_local_id";
+        case mutation::miscount_token: return "miscount_token";
     }
     return "?";
 }
@@ -447,6 +449,14 @@ bool mutate(mutation m, const ref::oracle& o, ref::observation& seen, std::uint6
                 return false;
             }
             ref::store_bits(p.combine, result.data(), element, bits ^ 1u);
+            return true;
+        }
+        case mutation::miscount_token: {
+            auto& tokens = seen.ranks[static_cast<std::size_t>(d.in(0, p.ranks - 1))].slot_tokens;
+            if (tokens.empty()) {
+                return false;
+            }
+            ++tokens[static_cast<std::size_t>(d.in(0, static_cast<std::int64_t>(tokens.size()) - 1))];
             return true;
         }
         case mutation::drop_local_id: {

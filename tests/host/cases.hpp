@@ -29,10 +29,19 @@ std::uint64_t suite_seed();
 int suite_cases(int standard);
 
 /// Ways in which a result can be wrong; each must be noticed.
-enum class mutation { swap_rows, swap_sources, shift_offset, move_count, swap_results, flip_bit, drop_local_id };
-inline constexpr mutation mutations[] = {mutation::swap_rows,    mutation::swap_sources, mutation::shift_offset,
-                                         mutation::move_count,   mutation::swap_results, mutation::flip_bit,
-                                         mutation::drop_local_id};
+enum class mutation {
+    swap_rows,
+    swap_sources,
+    shift_offset,
+    move_count,
+    swap_results,
+    flip_bit,
+    drop_local_id,
+    miscount_token
+};
+inline constexpr mutation mutations[] = {mutation::swap_rows,     mutation::swap_sources,  mutation::shift_offset,
+                                         mutation::move_count,    mutation::swap_results,  mutation::flip_bit,
+                                         mutation::drop_local_id, mutation::miscount_token};
 const char* name(mutation m);
 /// Spoils `seen`; false when the case offers no place for it (too few rows).
 bool mutate(mutation m, const tools::reference::oracle& o, tools::reference::observation& seen, std::uint64_t seed);

@@ -17,6 +17,7 @@
 namespace epjit::host {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 /// The fake driver's controls.
@@ -464,6 +465,63 @@ TEST_F(loopback_fake, a_captured_layer_is_replayed_launch_by_launch) {
     EXPECT_EQ(fake_cuda::graphs(), 1);
     graph = {};
     EXPECT_EQ(fake_cuda::graphs(), 0);
+}
+
+TEST_F(loopback_fake, what_cannot_be_captured_is_refused_by_name_and_the_capture_goes_on) {
+    communicator comm = communicator::loopback(rt, 1);
+    exchange ex(comm, config);
+    const gpu_stream stream(comm.state().context);
+    const auto refused = [&](const plan_options& options) {
+        try {
+            static_cast<void>(ex.make_plan({&args, 1}, options, stream.get()));
+        } catch (const unsupported_error& e) {
+            return std::string(e.what());
+        }
+        return std::string("nothing was refused");
+    };
+    plan p;
+    {
+        stream_capture capture(comm.state().context, stream.get());
+        EXPECT_THAT(refused(fixed), AllOf(HasSubstr("the kernels of exchange 'loopback' are not loaded"),
+                                          HasSubstr("exchange::prepare() before the capture begins")));
+        EXPECT_EQ(rt.counters().compiles, 0U);
+        EXPECT_NO_THROW(static_cast<void>(capture.end()));
+    }
+    ex.prepare();
+    {
+        stream_capture capture(comm.state().context, stream.get());
+        EXPECT_THAT(refused(fixed), AllOf(HasSubstr("memory for a new plan"), HasSubstr("`reuse`")));
+        EXPECT_THAT(refused({}), AllOf(HasSubstr("exact mode waits for the counts"), HasSubstr("mode::fixed")));
+        EXPECT_NO_THROW(static_cast<void>(capture.end()));
+    }
+    p = ex.make_plan({&args, 1}, fixed, stream.get());
+    {
+        stream_capture capture(comm.state().context, stream.get());
+        p = ex.make_plan({&args, 1}, fixed, stream.get(), std::move(p));
+        EXPECT_TRUE(capture.end());
+    }
+}
+
+TEST_F(loopback_fake, all_that_a_step_launches_is_loaded_before_the_first_launch) {
+    communicator comm = communicator::loopback(rt, 1);
+    config.backward = true;
+    exchange ex(comm, config);
+    ex.prepare();
+    const counters before = rt.counters();
+    const std::size_t launches = fake_cuda::num_launches();
+    EXPECT_GT(before.compiles, 0U);
+    const plan p = ex.make_plan({&args, 1}, fixed, nullptr);
+    ex.dispatch(p, {&d, 1}, {}, nullptr);
+    ex.combine(p, {&c, 1}, {}, nullptr);
+    std::array<float, 10> gradients{};
+    weight_gradient_args g;
+    g.rows = tensor(10);
+    g.gradient = tensor(10);
+    g.output = gradients.data();
+    ex.weight_gradients(p, {&g, 1}, nullptr);
+    EXPECT_EQ(fake_cuda::num_launches(), launches + 4);
+    EXPECT_EQ(rt.counters().compiles, before.compiles);
+    EXPECT_EQ(rt.counters().modules_loaded, before.modules_loaded);
 }
 
 TEST_F(loopback_fake, a_wait_spoils_a_capture_and_the_stream_stays_usable) {

@@ -21,6 +21,7 @@ tools::reference::problem make_fixed(const fixed_shape& s, std::int32_t ranks, s
     p.mode = s.mode;
     p.reduction = s.reduction;
     p.weigh_combine = s.weigh_combine;
+    p.count_tokens = true;
     p.input_stride = p.dispatch_stride = p.combine_stride = s.hidden;
     tools::reference::place_by_default(p);
     p.inputs.resize(static_cast<std::size_t>(ranks));

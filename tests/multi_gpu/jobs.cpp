@@ -36,6 +36,7 @@ job find_job(const std::string& name) {
         {"overflow", overflow_job},
         {"hot_path", hot_path_job},
         {"plan_sources", plan_sources_job},
+        {"long_prompts", long_prompts_job},
     };
     const auto found = jobs.find(name);
     return found != jobs.end() ? found->second : nullptr;

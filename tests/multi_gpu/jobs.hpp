@@ -50,6 +50,9 @@ void plan_sources_job(rank_world& world, const job_settings& settings, job_repor
 /// Once warm, static mode allocates, compiles, uploads and waits for nothing; exact mode waits once a plan.
 void hot_path_job(rank_world& world, const job_settings& settings, job_report& report);
 
+/// `iterations` tokens on each rank, so that rows lie and travel beyond 4 GiB.
+void long_prompts_job(rank_world& world, const job_settings& settings, job_report& report);
+
 /// By the name that a child process is given; null when unknown.
 job find_job(const std::string& name);
 

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command under the launchers that are installed. EPJIT_COMMAND names it where it does not lie beside the tests.
 #include "tests/multi_gpu/faults.hpp"
+#include "tests/multi_gpu/shell.hpp"
 
 #include <nlohmann/json.hpp>
 
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <sstream>
 #include <string>
-#include <sys/wait.h>
 
 namespace epjit::tests {
 namespace {
@@ -33,21 +32,6 @@ bool installed(const std::string& program) {
         }
     }
     return false;
-}
-
-/// What a shell command prints on stdout, and its exit status.
-std::pair<std::string, int> run_shell(const std::string& command) {
-    std::FILE* pipe = ::popen(command.c_str(), "r");
-    if (pipe == nullptr) {
-        return {"", -1};
-    }
-    std::string text;
-    char bytes[4096];
-    for (std::size_t n = 0; (n = std::fread(bytes, 1, sizeof bytes, pipe)) > 0;) {
-        text.append(bytes, n);
-    }
-    const int status = ::pclose(pipe);
-    return {text, WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)};
 }
 
 class launchers : public faults {
@@ -89,6 +73,21 @@ TEST_P(launchers, mpirun_starts_the_ranks_of_the_command) {
         "env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -np 2 --oversubscribe");
 }
 
+using launchers_of_hosts = launchers;
+
+TEST_P(launchers_of_hosts, torchrun_starts_four_ranks_that_nccl_takes_for_two_hosts) {
+    if (!installed("torchrun")) {
+        GTEST_SKIP() << "torchrun is not installed";
+    }
+    // A shell between launcher and command gives every two ranks a host of their own.
+    expect_a_checked_layer(
+        fmt::format("torchrun --nproc-per-node 4 --no-python --master-port {} sh -c "
+                    "'NCCL_HOSTID=epjit-host-$((RANK / 2)) exec \"$@\"' sh",
+                    next_port()));
+}
+
+INSTANTIATE_TEST_SUITE_P(each, launchers_of_hosts, ::testing::Values(exchange_kind::hybrid),
+                         [](const auto& one) { return std::string(name(one.param)); });
 INSTANTIATE_TEST_SUITE_P(each, launchers,
                          ::testing::Values(exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense),
                          [](const auto& one) { return std::string(name(one.param)); });

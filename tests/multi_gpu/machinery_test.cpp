@@ -125,6 +125,16 @@ TEST(endurance_suites, pass_on_ranks_that_drive_one_each) {
     EXPECT_THAT(graph.failures[0], HasSubstr("host exchange has no graphs"));
 }
 
+TEST(long_prompts, pass_on_ranks_that_drive_one_each) {
+    job_settings s = small_settings();
+    s.iterations = 500;
+    for (const int ranks : {1, 2, 3}) {
+        const job_report report = on_threads(ranks, long_prompts_job, s);
+        EXPECT_THAT(report.failures, ElementsAre()) << ranks;
+        EXPECT_GT(report.counts.at("rows"), 2U * 500U);
+    }
+}
+
 TEST(whole_worlds, run_the_same_jobs_with_all_ranks_in_one_thread) {
     runtime rt;
     job_settings s = small_settings();

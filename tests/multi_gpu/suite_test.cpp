@@ -95,8 +95,9 @@ class real_ranks : public ::testing::TestWithParam<arrangement> {
         RecordProperty("seed", fmt::format("{}", settings_.seed));
     }
 
-    job_report run(const std::string& job_name, std::int64_t iterations = 0) {
-        settings_.iterations = number_from("EPJIT_GPU_ITERATIONS", iterations);
+    job_report run(const std::string& job_name, std::int64_t iterations = 0,
+                   const char* variable = "EPJIT_GPU_ITERATIONS") {
+        settings_.iterations = number_from(variable, iterations);
         job_report report = run_ranks(setup_, job_name, settings_);
         for (const std::string& text : report.failures) {
             ADD_FAILURE() << text;
@@ -184,6 +185,14 @@ TEST_P(real_ranks, graphs_replay_with_changing_data_between_eager_calls) {
 
 TEST_P(real_ranks, memory_is_the_same_after_100_exchanges) {
     run("create_destroy", 100);
+}
+
+// 320,000 tokens: 4.6 GB of rows on each rank, up to 40 GB of memory with what they travel through.
+TEST_P(real_ranks, long_prompts_overflow_no_index_and_no_collective) {
+    if (setup_.ranks > gpus()) {
+        GTEST_SKIP() << "needs a GPU for each rank";
+    }
+    run("long_prompts", 320'000, "EPJIT_GPU_LONG_TOKENS");
 }
 
 // EPJIT_GPU_ITERATIONS=10000 for the full length.

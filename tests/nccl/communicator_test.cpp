@@ -9,6 +9,7 @@
 #include "host/sendrecv/stamps.hpp"
 #include "tests/nccl/support.hpp"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -568,6 +569,23 @@ TEST(config_comparison, equal_configs_pass_and_a_difference_is_named_on_every_ra
          "combine_type is bf16 on rank 0 and f32 on rank 2"},
         {"kind", [](host::resolved_config& c) { c.config.kind = exchange_kind::lsa; },
          "kind is auto on rank 0 and lsa on rank 2"},
+        {"bounds", [](host::resolved_config& c) { c.config.max_tokens_per_rank = 17; },
+         "max_tokens_per_rank is 16 on rank 0 and 17 on rank 2"},
+        {"low-latency bound", [](host::resolved_config& c) { c.config.ll_max_tokens_per_rank = 8; },
+         "ll_max_tokens_per_rank is 0 on rank 0 and 8 on rank 2"},
+        {"experts", [](host::resolved_config& c) { c.config.num_experts = 9; },
+         "num_experts is 8 on rank 0 and 9 on rank 2"},
+        {"topk", [](host::resolved_config& c) { c.config.topk = 1; }, "topk is 2 on rank 0 and 1 on rank 2"},
+        {"routing", [](host::resolved_config& c) { c.config.routing = routing_form::sparse; },
+         "routing is dense on rank 0 and sparse on rank 2"},
+        {"lanes", [](host::resolved_config& c) { c.config.lanes = 2; }, "lanes is 1 on rank 0 and 2 on rank 2"},
+        {"profile",
+         [](host::resolved_config& c) {
+             jit::knobs values;
+             values.gather_threads = 64;
+             c.knobs = jit::tuned_knobs::always(values);
+         },
+         "knobs is a table with digest"},
         {"placement",
          [](host::resolved_config& c) { std::swap(c.placement.slot_expert[0], c.placement.slot_expert[1]); },
          "placement.slot_expert is a table with digest"},
@@ -587,6 +605,22 @@ TEST(config_comparison, equal_configs_pass_and_a_difference_is_named_on_every_ra
         EXPECT_THAT(errors, Each(AllOf(HasSubstr("config: exchange_config differs between ranks"), HasSubstr(d.text))));
         EXPECT_EQ(errors[0], errors[2]) << "the same text everywhere";
     }
+}
+
+TEST(config_comparison, ranks_of_two_versions_of_the_library_are_told_apart_first) {
+    const outcomes errors = run_ranks("2.30.7", 2, [](int rank, communicator& comm, runtime&) {
+        host::resolved_config c = config_for(2);
+        c.config.hidden += rank;
+        std::vector<host::config_field> fields = host::config_fields(c);
+        if (rank == 1) {
+            fields[0].value ^= 1;
+            fields[0].text = "99.1.0";
+        }
+        host::compare_fields(nccl_of(comm), fields);
+    });
+    EXPECT_THAT(
+        errors,
+        Each(HasSubstr(fmt::format("library version is {} on rank 0 and 99.1.0 on rank 1", runtime::version()))));
 }
 
 }  // namespace

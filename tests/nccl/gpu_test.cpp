@@ -290,6 +290,31 @@ TEST_F(real_nccl, a_rank_that_never_comes_is_an_error_within_the_limit) {
     EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
 }
 
+// A caller's communicator, all of it in another order and in groups of one; it serves its owner before and after.
+TEST_F(real_nccl, a_borrowed_communicator_and_its_groups_exchange_data) {
+    EXPECT_THAT(run([](int rank, communicator& comm) {
+                    host::nccl_communicator& owners = nccl_of(comm);
+                    const int ranks = comm.num_ranks();
+                    std::vector<int> turned(ranks);
+                    for (int i = 0; i < ranks; ++i) {
+                        turned[i] = ranks - 1 - i;
+                    }
+                    runtime rt = real_runtime();
+                    {
+                        communicator mine = communicator::from_nccl(rt, owners.handle(), rank, turned);
+                        EXPECT_EQ(mine.first_driven(), ranks - 1 - rank);
+                        check_everything(mine.first_driven(), mine);
+                    }
+                    {
+                        communicator alone = communicator::from_nccl(rt, owners.handle(), rank, std::vector<int>{rank});
+                        EXPECT_EQ(alone.num_ranks(), 1);
+                        nccl_of(alone).barrier_host();
+                    }
+                    check_everything(rank, comm);
+                }),
+                Each(""));
+}
+
 TEST_F(real_nccl, communicators_are_made_and_closed_again_and_again) {
     for (int i = 0; i < 3; ++i) {
         EXPECT_THAT(run([](int, communicator& comm) { nccl_of(comm).barrier_host(); }), Each(""));

@@ -10,9 +10,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <dlfcn.h>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
+#include <string>
 
 namespace epjit::host {
 namespace {
@@ -149,6 +152,17 @@ TEST(nccl_versions, the_report_says_what_can_be_done) {
     EXPECT_THAT(none.remedy, HasSubstr("EPJIT_NCCL_LIBRARY"));
 }
 
+/// What NCCL's own builds have by their version.
+void expect_what_its_version_has(const nccl_api& api) {
+    EXPECT_GE(api.version, 21800);
+    EXPECT_NE(api.comm_split, nullptr);
+    EXPECT_EQ(api.memory_allocate != nullptr, api.version >= 21900);
+    EXPECT_EQ(api.window_register != nullptr, api.version >= 22703);
+    EXPECT_EQ(api.peer_pointer != nullptr, api.version >= 22902);
+    EXPECT_EQ(no_windows_reason(api).empty(), api.version >= 22803 && (api.version < 22900 || api.version >= 22902));
+    EXPECT_THAT(api.text(nccl_invalid_usage), HasSubstr("ncclInvalidUsage (5): "));
+}
+
 TEST(nccl_versions, the_library_of_this_machine_is_opened_without_a_driver) {
     std::shared_ptr<const nccl_api> api;
     try {
@@ -156,11 +170,24 @@ TEST(nccl_versions, the_library_of_this_machine_is_opened_without_a_driver) {
     } catch (const library_error& e) {
         GTEST_SKIP() << e.what();
     }
-    EXPECT_GE(api->version, 21800);
-    EXPECT_NE(api->comm_split, nullptr);
-    EXPECT_EQ(api->window_register != nullptr, api->version >= 22703);
-    EXPECT_EQ(api->peer_pointer != nullptr, api->version >= 22902);
-    EXPECT_THAT(api->text(nccl_invalid_usage), HasSubstr("ncclInvalidUsage (5): "));
+    expect_what_its_version_has(*api);
+}
+
+// EPJIT_NCCL_WHEELS=a:b: roots of environments, each with the wheel of an NCCL and named for its version.
+TEST_F(nccl_search, real_wheels_are_found_and_say_their_version) {
+    const char* list = std::getenv("EPJIT_NCCL_WHEELS");
+    if (list == nullptr) {
+        GTEST_SKIP() << "EPJIT_NCCL_WHEELS names no environments with NCCL's wheels";
+    }
+    std::istringstream roots(list);
+    for (std::string root; std::getline(roots, root, ':');) {
+        SCOPED_TRACE(root);
+        const variable environment("VIRTUAL_ENV", root.c_str());
+        const auto api = open_nccl("");
+        EXPECT_THAT(api->path, HasSubstr("/site-packages/nvidia/nccl/lib/libnccl.so.2"));
+        EXPECT_EQ(api->version_text(), fs::path(root).filename().string());
+        expect_what_its_version_has(*api);
+    }
 }
 
 }  // namespace

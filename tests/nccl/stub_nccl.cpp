@@ -35,6 +35,8 @@ struct control_state {
     std::atomic<int> abort_waits{0};
     std::atomic<int> aborts{0}, destroys{0}, live_windows{0}, live_memory{0}, blocking_splits{0}, groups{0};
     std::atomic<int> under_way{0}, sends{0}, largest_gather{0};  ///< bytes of a rank
+    std::atomic<int> far_bytes{0};                               ///< sent to ranks of another team
+    std::atomic<int> most_messages{0};                           ///< to one rank in one group
 };
 control_state& control() {
     static control_state state;
@@ -319,7 +321,7 @@ void stub_nccl_set(const char* name, int value) {
     const std::map<std::string_view, std::atomic<int>*> fields{
         {"null_window", &c.null_window}, {"swap_peers", &c.swap_peers},       {"team_size", &c.team_size},
         {"fail_init", &c.fail_init},     {"fail_allocate", &c.fail_allocate}, {"async_error", &c.async_error},
-        {"abort_waits", &c.abort_waits}};
+        {"abort_waits", &c.abort_waits}, {"most_messages", &c.most_messages}};
     *fields.at(name) = value;
 }
 int stub_nccl_get(const char* name) {
@@ -331,6 +333,8 @@ int stub_nccl_get(const char* name) {
                                                                {"blocking_splits", &c.blocking_splits},
                                                                {"groups", &c.groups},
                                                                {"sends", &c.sends},
+                                                               {"far_bytes", &c.far_bytes},
+                                                               {"most_messages", &c.most_messages},
                                                                {"largest_gather", &c.largest_gather}};
     return *fields.at(name);
 }
@@ -433,6 +437,15 @@ nccl_result ncclGroupEnd() {
 nccl_result ncclSend(const void* from, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t) {
     call c{call::kind::send, from, nullptr, count, type, peer};
     ++control().sends;
+    const auto same = 1 + std::count_if(comm->queued.begin(), comm->queued.end(), [&](const call& other) {
+                          return other.what == call::kind::send && other.peer == peer;
+                      });
+    int most = control().most_messages;
+    while (same > most && !control().most_messages.compare_exchange_weak(most, static_cast<int>(same))) {
+    }
+    if (const int team = control().team_size; team > 0 && peer / team != comm->rank / team) {
+        control().far_bytes += static_cast<int>(bytes_of(c));
+    }
     return enqueue(comm, c);
 }
 nccl_result ncclRecv(void* to, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t) {

@@ -120,11 +120,11 @@ class Explain(CommandTest):
         plain = self.epjit("explain", "--keys", "--json", *model, *GPU).json
         self.assertEqual(plain["knobs"]["programs_from"], "the cost model")
         for options, programs, senders in (([], {"scatter_movers": 2, "gather_threads": 64}, 7),
-                                           (["--tokens", "128", "--layout", "flat"], {"gather_threads": 96}, 32)):
+                                           (["--tokens", "128", "--layout", "flat"], {"gather_threads": 96}, None)):
             tuned = self.epjit("explain", "--keys", "--json", *model, *GPU, *options, "--profile", profile).json
             self.assertEqual(tuned["knobs"]["programs_from"], "the profile")
             self.assertEqual(tuned["knobs"]["programs"], programs)
-            self.assertEqual(tuned["knobs"]["launches"]["dispatch_senders"], senders)
+            self.assertEqual(tuned["knobs"]["launches"].get("dispatch_senders"), senders)
             self.assertNotEqual(tuned["keys"], plain["keys"])
             self.assertLessEqual(set(tuned["keys"]) | set(plain["keys"]), stored)
         self.assertIn("programs as the profile says: scatter_movers=2 gather_threads=64",

@@ -116,11 +116,17 @@ class BadUsage(CommandTest):
                                   "one GPU for each")
 
     def test_benches_of_real_ranks_need_a_driver_and_say_so(self):
-        for suite in ("exchange", "decode"):
+        for suite in ("exchange", "decode", "exchange,decode"):
             with self.subTest(suite=suite):
                 self.assert_error(self.epjit("bench", "--suite", suite, "--quick", "--json",
                                              EPJIT_CUDA_LIBRARY="/nonexistent/libcuda.so.1"), 3, "library",
                                   "/nonexistent/libcuda.so.1")
+
+
+    def test_a_list_of_suites_is_known_before_the_first_is_measured(self):
+        for suite in ("jit,nothing", ",", "all,jit"):
+            with self.subTest(suite=suite):
+                self.assert_error(self.epjit("bench", "--suite", suite, "--json"), 2, "config", "--suite")
 
 
 class Values(CommandTest):

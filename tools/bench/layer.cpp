@@ -127,6 +127,7 @@ bench_layer::bench_layer(bench_rank& me, int rank, const bench_shape& shape, con
     options_.mode = shape.mode;
     options_.layout = shape.rows;
     options_.alignment = shape.alignment;
+    options_.source = shape.source;
     for (const auto& set : routing.ids) {
         ids_.push_back(host::to_device<std::int64_t>(me.context, set[static_cast<std::size_t>(rank)]));
         plan_args a;

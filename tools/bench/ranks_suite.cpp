@@ -40,6 +40,7 @@ ranks_options ranks_options_of(const context& ctx) {
     }
     o.ranks = static_cast<std::int32_t>(number_option(ctx.call, "--ranks", 0, 2, 64));
     o.num_sms = static_cast<std::int32_t>(number_option(ctx.call, "--sms", 0, 0, 1024));
+    o.source = enum_option(ctx.call, "--plan-source", plan_source::automatic);
     return o;
 }
 
@@ -61,6 +62,7 @@ std::vector<bench_shape> exchange_shapes(const ranks_options& options) {
         s.experts = options.model ? options.model->experts : w.experts;
         s.routing = w.routing;
         s.num_sms = options.num_sms;
+        s.source = options.source;
         // A model or a number of tokens makes some rows alike.
         const bool there = std::any_of(shapes.begin(), shapes.end(),
                                        [&](const bench_shape& other) { return other.text() == s.text(); });
@@ -84,6 +86,7 @@ std::vector<bench_shape> decode_shapes(const ranks_options& options, int ranks) 
             s.rows = l;
             s.alignment = l == layout::expert_major ? 16 : 1;
             s.num_sms = options.num_sms;
+            s.source = options.source;
             s.low_latency = true;
             s.sets = 50;
             const std::int64_t masked = std::int64_t{ranks} * t * ((s.experts + ranks - 1) / ranks) * s.hidden * 2;

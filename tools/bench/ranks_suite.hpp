@@ -13,7 +13,7 @@
 
 namespace epjit::tools {
 
-/// --quick, --iters, --exchange, --model, --tokens, --ranks and --sms.
+/// --quick, --iters, --exchange, --model, --tokens, --ranks, --sms and --plan-source.
 struct ranks_options {
     repeats n;
     std::vector<exchange_kind> kinds;  ///< to measure, each where it is there
@@ -21,6 +21,7 @@ struct ranks_options {
     std::optional<std::int32_t> tokens;
     std::optional<bench_shape> model;  ///< H, K and E of --model
     std::int32_t ranks = 0, num_sms = 0;
+    plan_source source = plan_source::automatic;
 };
 /// @throws config_error.
 ranks_options ranks_options_of(const context& ctx);

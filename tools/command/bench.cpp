@@ -7,9 +7,12 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <sstream>
+#include <vector>
 
 namespace epjit::tools {
 namespace {
@@ -96,23 +99,36 @@ void run_all(const context& ctx, bench_report& report) {
     }
 }
 
+/// The suites of a list, "exchange,decode"; all are known before the first is measured.
+std::vector<bench_suite> suites_of(const context& ctx, const std::string& list) {
+    std::vector<bench_suite> wanted;
+    std::istringstream names(list);
+    for (std::string item; std::getline(names, item, ',');) {
+        const std::span<const bench_suite> all = bench_suites();
+        const auto found = std::find_if(all.begin(), all.end(),
+                                        [name = plain_name(item)](const bench_suite& s) { return name == s.name; });
+        if (found == all.end()) {
+            refuse_value("--suite", choices(ctx.call, "--suite"), item);
+        }
+        wanted.push_back(*found);
+    }
+    if (wanted.empty()) {
+        refuse_value("--suite", choices(ctx.call, "--suite"), list);
+    }
+    return wanted;
+}
+
 }  // namespace
 
 int bench_command(context& ctx) {
-    const std::string wanted = plain_name(ctx.call.value("--suite").value_or("all"));
+    const std::string wanted = ctx.call.value("--suite").value_or("all");
     bench_report report;
-    bool found = wanted == "all";
-    if (found) {
+    if (plain_name(wanted) == "all") {
         run_all(ctx, report);
-    }
-    for (const bench_suite& suite : bench_suites()) {
-        if (wanted == suite.name) {
-            found = true;
+    } else {
+        for (const bench_suite& suite : suites_of(ctx, wanted)) {
             suite.run(ctx, report);
         }
-    }
-    if (!found) {
-        refuse_value("--suite", choices(ctx.call, "--suite"), wanted);
     }
     if (const auto file = ctx.call.value("--html")) {
         std::ofstream out(*file, std::ios::binary);

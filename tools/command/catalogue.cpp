@@ -105,13 +105,14 @@ constexpr std::array<option_info, 20> explain_options{{
     {"--link-gbps", "X", "bandwidth between hosts in GB/s for each GPU (50)"},
 }};
 
-constexpr std::array<option_info, 9> bench_options{{
-    {"--suite", "jit|route|exchange|decode|all", "what to measure (all)"},
+constexpr std::array<option_info, 10> bench_options{{
+    {"--suite", "jit|route|exchange|decode|all", "what to measure, several as exchange,decode (all)"},
     {"--exchange", "auto|lsa|sendrecv|dense|hybrid", "exchange, decode: only this one (auto: lsa, sendrecv, dense)"},
     {"--model", "NAME", "exchange, decode: only this model's shape, see `epjit models`"},
     {"--tokens", "T", "exchange, decode: only this number of tokens on each rank"},
     {"--ranks", "N", "exchange, decode: GPUs to use (all)"},
     {"--sms", "N", "exchange, decode: bound on the SMs of a call (0: automatic)"},
+    {"--plan-source", "auto|counts|gathered", "exchange, decode: where plans come from (auto)"},
     {"--iters", "N", "exchange, decode: timed repetitions, after 50 (200)"},
     {"--quick", "", "exchange, decode: 10 repetitions after 3, to see that it works"},
     {"--html", "FILE", "write the tables as one self-contained page as well"},

@@ -30,5 +30,5 @@ if(TARGET epjit_command)
 endif()
 # Carried to a machine with a GPU and run there as they are.
 if(TARGET gpu_test)
-    install(TARGETS gpu_test multi_gpu_test RUNTIME DESTINATION tests COMPONENT gpu_tests EXCLUDE_FROM_ALL)
+    install(TARGETS gpu_test multi_gpu_test c_example RUNTIME DESTINATION tests COMPONENT gpu_tests EXCLUDE_FROM_ALL)
 endif()

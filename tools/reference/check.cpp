@@ -98,6 +98,24 @@ std::string compare_lists(const char* what, const std::vector<std::int32_t>& see
     return {};
 }
 
+/// The sums over plans of the tokens that want each slot; empty when right.
+std::string compare_tokens(const oracle& o, const rank_output& out) {
+    std::vector<std::uint64_t> expected(o.job().slot_expert.size(), 0);
+    for (const assignment& a : o.assignments()) {
+        expected[static_cast<std::size_t>(a.slot)] += out.plans;
+    }
+    if (out.slot_tokens.size() != expected.size()) {
+        return fmt::format("slot_tokens has {} entries, expected {}", out.slot_tokens.size(), expected.size());
+    }
+    for (std::size_t slot = 0; slot < expected.size(); ++slot) {
+        if (out.slot_tokens[slot] != expected[slot]) {
+            return fmt::format("slot_tokens[{}] is {} after {} plans, expected {}", slot, out.slot_tokens[slot],
+                               out.plans, expected[slot]);
+        }
+    }
+    return {};
+}
+
 /// Metadata of one row; empty when right.
 std::string compare_metadata(const oracle& o, const rank_output& out, std::int64_t row,
                              const std::vector<std::int32_t>& wants) {
@@ -218,6 +236,9 @@ report check_plan(const oracle& o, const observation& seen) {
         }
         if (words.empty() && out.num_rows != e.num_rows) {
             words = fmt::format("num_rows is {}, expected {}", out.num_rows, e.num_rows);
+        }
+        if (words.empty() && o.job().count_tokens) {
+            words = compare_tokens(o, out);
         }
         if (!words.empty()) {
             fail(r, fmt::format("plan, rank {}: {}", rank, words));

@@ -43,6 +43,7 @@ struct problem {
     std::int64_t input_stride = 0, dispatch_stride = 0, combine_stride = 0;  ///< elements, at least H
     bool weigh_input = false, weigh_combine = false;
     bool zero_padding = true, zero_tail = false;
+    bool count_tokens = false;        ///< every rank counts the tokens that want each slot
     bool weight_gradients = false;    ///< ask for them: from row_gradients when those are there, else as dot products
     std::vector<float> expert_scale;  ///< [E] signed powers of two
     std::vector<float> expert_bias;   ///< [E,H]
@@ -63,15 +64,17 @@ struct rank_output {
     std::vector<std::int32_t> counts, offsets;  ///< [L], [L+1]
     std::int32_t num_rows = 0;
     std::int64_t allocated_rows = 0;
-    bytes rows;                            ///< [allocated, dispatch_stride]
-    bytes scales;                          ///< [allocated, ceil(H/128)]
-    std::vector<std::int32_t> row_source;  ///< [allocated,2]
-    std::vector<float> row_weights;        ///< [allocated]; not on flat
-    std::vector<std::int32_t> local_ids;   ///< flat: [allocated,K]
-    std::vector<float> local_weights;      ///< flat: [allocated,K]
-    bytes expert_rows;                     ///< [allocated, combine_stride] what was given to combine
-    bytes result;                          ///< [T, combine_stride]
-    std::vector<float> weight_gradients;   ///< [T,K] or [T,E], or empty
+    bytes rows;                              ///< [allocated, dispatch_stride]
+    bytes scales;                            ///< [allocated, ceil(H/128)]
+    std::vector<std::int32_t> row_source;    ///< [allocated,2]
+    std::vector<float> row_weights;          ///< [allocated]; not on flat
+    std::vector<std::int32_t> local_ids;     ///< flat: [allocated,K]
+    std::vector<float> local_weights;        ///< flat: [allocated,K]
+    bytes expert_rows;                       ///< [allocated, combine_stride] what was given to combine
+    bytes result;                            ///< [T, combine_stride]
+    std::vector<float> weight_gradients;     ///< [T,K] or [T,E], or empty
+    std::vector<std::uint64_t> slot_tokens;  ///< [S] sums over `plans` plans, or empty
+    std::uint64_t plans = 0;
 };
 
 struct observation {

@@ -32,8 +32,13 @@ void layer::upload() {
         t.weights = s.memory.place(std::span<const float>(in.weights));
         t.input = s.place_rows(in.input, s.job().input);
         t.input_scales = s.memory.place(std::span<const std::byte>(in.input_scales));
-        s.plan_arguments.push_back({t.routing, in.tokens, in.capacity});
+        if (s.job().count_tokens) {
+            const std::size_t bytes = s.job().slot_expert.size() * sizeof *t.slot_tokens;
+            t.slot_tokens = static_cast<std::uint64_t*>(s.memory.allocate(bytes));
+        }
+        s.plan_arguments.push_back({t.routing, in.tokens, in.capacity, t.slot_tokens});
     }
+    s.clear_tokens();
 }
 
 void layer::upload_again(const problem& other) {
@@ -50,6 +55,7 @@ void layer::upload_again(const problem& other) {
         replace(t.input, in.input);
         replace(t.input_scales, in.input_scales);
     }
+    s.clear_tokens();
 }
 
 void layer::make_plan() {
@@ -200,6 +206,7 @@ void layer::weight_gradients() {
 
 void layer::record_graph(std::int32_t layers) {
     state& s = *state_;
+    const std::uint64_t before = s.plans;
     s.memory.record([&] {
         for (std::int32_t n = 0; n < layers; ++n) {
             s.plan_marks.assign(1, s.memory.mark());
@@ -213,11 +220,14 @@ void layer::record_graph(std::int32_t layers) {
             s.combine_marks.push_back(s.memory.mark());
         }
     });
+    s.graph_plans = s.plans - before;
+    s.plans = before;
 }
 
 void layer::replay() {
     state_->poll();
     state_->memory.replay();
+    state_->plans += state_->graph_plans;
     state_->fetched = false;
 }
 
@@ -238,6 +248,10 @@ observation layer::finish() {
         s.seen.ranks[i].result = s.fetch<std::byte>(s.tensors[i].result);
         if (s.job().weight_gradients) {
             s.seen.ranks[i].weight_gradients = s.fetch<float>(s.tensors[i].weight_gradients);
+        }
+        if (s.job().count_tokens) {
+            s.seen.ranks[i].slot_tokens = s.memory.fetch(s.tensors[i].slot_tokens, s.job().slot_expert.size());
+            s.seen.ranks[i].plans = s.plans;
         }
     }
     s.memory.synchronize();

@@ -73,11 +73,21 @@ void layer::state::borrow_rows(std::size_t i, const std::string& whose) {
     t.scales = borrow_output(lent.scales, rows * scale_bytes, room * scale_bytes, "scales " + whose);
 }
 
+void layer::state::clear_tokens() {
+    plans = 0;
+    for (const rank_tensors& t : tensors) {
+        if (t.slot_tokens != nullptr) {
+            memory.fill(t.slot_tokens, 0, job().slot_expert.size() * sizeof *t.slot_tokens);
+        }
+    }
+}
+
 void layer::state::issue_plan() {
     plan_options o = plan_options_of(job(), options.lane);
     o.token_bound = options.token_bound;
     o.source = options.source;
     plan_ = exchange_.make_plan(plan_arguments, o, memory.stream(), std::move(plan_));
+    ++plans;
 }
 
 void layer::state::fill_dispatch_arguments() {

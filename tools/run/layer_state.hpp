@@ -34,6 +34,7 @@ struct rank_tensors {
     float* weights = nullptr;
     std::byte *input = nullptr, *input_scales = nullptr, *gradient = nullptr, *expert_rows = nullptr;
     float* row_gradients = nullptr;
+    std::uint64_t* slot_tokens = nullptr;  ///< [S], or null
     guarded rows, scales, row_source, row_weights, local_ids, local_weights, result, weight_gradients;
     std::int64_t num_rows = 0;
 };
@@ -105,6 +106,7 @@ struct layer::state {
     }
 
     void allocate_outputs(std::size_t i);
+    void clear_tokens();
     void issue_plan();
     void fill_dispatch_arguments();
     void fill_combine_arguments();
@@ -130,6 +132,8 @@ struct layer::state {
     epjit::combine_options combine_choices;
     std::vector<std::size_t> plan_marks, dispatch_marks, combine_marks;
     plan plan_;
+    std::uint64_t plans = 0;        ///< added to slot_tokens so far
+    std::uint64_t graph_plans = 0;  ///< that a replay adds
     reference::observation seen;
     bool fetched = false;  ///< `seen` holds what the last dispatch gave
 };

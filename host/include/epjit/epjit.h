@@ -385,6 +385,10 @@ typedef struct epjit_plan_args {
     const void* routing;  ///< device memory (host: ordinary), contiguous: ids [T,K], sparse u8 [T,E]
     int32_t capacity;     ///< static mode: rows of the outputs (MASKED: rows per slot, in both modes)
     int32_t reserved;
+    /// [S] or null: load of the experts. To each slot's number the plan adds the tokens of all ranks that want the
+    /// slot, before any is dropped for want of capacity; the same on every rank. In a graph every replay adds. The
+    /// caller clears it, on the stream.
+    uint64_t* slot_tokens;
 } epjit_plan_args;
 
 /// Per driven rank, what a plan says of the rows it receives. Pointers are device memory (host: ordinary), owned by

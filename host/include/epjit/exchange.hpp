@@ -79,6 +79,10 @@ struct plan_args {
     const void* routing = nullptr;  ///< device memory (host: ordinary), contiguous: ids [T,K], sparse u8 [T,E]
     std::int32_t num_tokens = 0;    ///< T, 0 allowed
     std::int32_t capacity = 0;      ///< static mode: rows of the outputs (masked: rows per slot, all modes)
+    /// [S] or null: load of the experts. To each slot's number the plan adds the tokens of all ranks that want the
+    /// slot, before any is dropped for want of capacity: the same on every rank, also on those that hold other slots.
+    /// In a graph every replay adds. The caller clears it, on the stream; device memory (host: ordinary).
+    std::uint64_t* slot_tokens = nullptr;
 };
 
 /// Per driven rank, what a plan says of the rows that rank receives. Pointers are device memory (host: ordinary),

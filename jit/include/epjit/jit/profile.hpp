@@ -84,8 +84,8 @@ class tuned_knobs {
     /// Knobs of programs: of the first entry for calls of so many tokens as the exchange may have.
     [[nodiscard]] knobs programs() const noexcept { return programs_; }
     [[nodiscard]] source programs_from() const noexcept { return programs_from_; }
-    /// Knobs of a call's launches, none of them 0 but dispatch_chunk and window_dispatch. `tokens` is the bound of the
-    /// call. No allocation.
+    /// Knobs of a call's launches, none of them 0 but dispatch_senders, dispatch_chunk and window_dispatch. `tokens` is
+    /// the bound of the call. No allocation.
     [[nodiscard]] const knobs& launches(layout rows, std::int32_t tokens) const noexcept {
         return at(rows, tokens).values;
     }
