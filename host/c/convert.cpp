@@ -61,8 +61,10 @@ epjit::exchange_config to_cpp(const epjit_exchange_config& c) {
     r.backward = c.backward != 0;
     r.lanes = c.lanes;
     r.num_sms = c.num_sms;
-    r.window_rows = c.window_rows;
+    r.halves = c.halves != 0;
     r.memory = {c.memory.allocate, c.memory.release, c.memory.user};
+    r.staging_bytes = c.staging_bytes;
+    r.window_rows = c.window_rows;
     return r;
 }
 
@@ -85,8 +87,10 @@ epjit_exchange_config to_c(const epjit::exchange_config& c) {
     r.backward = c.backward ? 1 : 0;
     r.lanes = c.lanes;
     r.num_sms = c.num_sms;
-    r.window_rows = c.window_rows;
+    r.halves = c.halves ? 1 : 0;
     r.memory = {c.memory.allocate, c.memory.release, c.memory.user};
+    r.staging_bytes = c.staging_bytes;
+    r.window_rows = c.window_rows;
     return r;
 }
 

@@ -68,6 +68,8 @@ templates::gather_config gather_config_of(const jit::variant_spec& spec) noexcep
     c.topk = spec.topk;
     c.type = static_cast<templates::element>(spec.input);
     c.threads = spec.threads;
+    c.stages = spec.stages;
+    c.teams = spec.movers;
     return c;
 }
 

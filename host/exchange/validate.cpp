@@ -178,6 +178,13 @@ void validate_config(const exchange_config& c, std::int32_t num_ranks) {
         refuse("use 0 for no window, or the rows that an output may need (see worst_case_rows)", "window_rows is {}",
                c.window_rows);
     }
+    if (c.staging_bytes < 0) {
+        refuse("use 0 for automatic", "staging_bytes is {}", c.staging_bytes);
+    }
+    if (c.staging_bytes != 0 && c.halves) {
+        refuse("halves need memory for max_tokens_per_rank tokens: set one of the two",
+               "staging_bytes is {} and halves is set", c.staging_bytes);
+    }
     if ((c.memory.allocate == nullptr) != (c.memory.release == nullptr)) {
         refuse("set both hooks or neither", "memory_hooks has {} but not {}",
                c.memory.allocate != nullptr ? "allocate" : "release",

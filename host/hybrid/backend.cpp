@@ -29,7 +29,7 @@ class hybrid_backend final : public rank_backend {
    protected:
     void share_plan(rank_plan& plan, stream_t stream) override;
     void send_rows(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                   stream_t stream) override;
+                   const token_window& window, stream_t stream) override;
     void await_rows(const rank_plan& plan, stream_t stream) override {
         net_.steps().wait(plan.options.lane, lane_op::dispatch, stream);
     }
@@ -40,8 +40,10 @@ class hybrid_backend final : public rank_backend {
                                         std::int32_t source) const noexcept override {
         return net_.window(area, lane, config_.first_driven, source);
     }
-    void send_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream) override;
-    void finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream) override;
+    void send_sums(const rank_plan& plan, const combine_args& ranks, reduction order, const token_window& window,
+                   stream_t stream) override;
+    void finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order, const token_window& window,
+                     stream_t stream) override;
     [[nodiscard]] std::int32_t relays() const noexcept override { return hosts_.num_hosts > 1 ? hosts_.num_hosts : 0; }
 
    private:
@@ -134,7 +136,7 @@ void hybrid_backend::stage_rows(const rank_plan& plan, const tensor_view& input,
 }
 
 void hybrid_backend::send_rows(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                               stream_t stream) {
+                               const token_window&, stream_t stream) {
     const std::int32_t me = config_.first_driven;
     const std::int32_t lane = options.lane;
     net_.steps().begin(lane, travel_area::rows, stream);
@@ -179,9 +181,10 @@ void hybrid_backend::send_rows(const rank_plan& plan, const dispatch_args& ranks
     net_.steps().signal(lane, lane_op::dispatch, stream);
 }
 
-void hybrid_backend::send_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream) {
+void hybrid_backend::send_sums(const rank_plan& plan, const combine_args& ranks, reduction order,
+                               const token_window& window, stream_t stream) {
     if (!sums_hosts(order)) {
-        rank_backend::send_sums(plan, ranks, order, stream);
+        rank_backend::send_sums(plan, ranks, order, window, stream);
         return;
     }
     const std::int32_t me = config_.first_driven;
@@ -212,9 +215,10 @@ void hybrid_backend::send_sums(const rank_plan& plan, const combine_args& ranks,
     net_.send_all(lane_op::combine, stream);
 }
 
-void hybrid_backend::finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream) {
+void hybrid_backend::finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order,
+                                 const token_window& window, stream_t stream) {
     if (!sums_hosts(order)) {
-        rank_backend::finish_sums(plan, ranks, order, stream);
+        rank_backend::finish_sums(plan, ranks, order, window, stream);
         return;
     }
     if (plan.num_tokens != 0) {

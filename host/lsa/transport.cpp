@@ -127,8 +127,12 @@ window_parts::window_parts(std::int32_t ranks, const travel_shape& shape) {
     part(std::int64_t{ranks} * shape.counts_words * 4);
     lines_at_ = part(std::int64_t{ranks} * shape.max_lines * shape.plan_line_bytes);
     routing_at_ = part(2 * ranks * shape.routing_bytes);
+    const std::int64_t staging =
+        part(ranks * std::max(shape.region(travel_area::rows), shape.region(travel_area::partials)));
     for (std::size_t a = 0; a < num_travel_areas; ++a) {
-        areas_at_[a] = part(ranks * shape.region(static_cast<travel_area>(a)));
+        const auto area = static_cast<travel_area>(a);
+        const bool staged = area == travel_area::rows || area == travel_area::partials;
+        areas_at_[a] = staged ? staging : part(ranks * shape.region(area));
     }
     flag_stride_ = std::max(shape.max_lines, 2);
     for (std::int64_t& at : flags_at_) {

@@ -69,6 +69,8 @@ std::vector<config_field> config_fields(const resolved_config& config) {
         number("lanes", c.lanes),
         number("num_sms", c.num_sms),
         number("window_rows", c.window_rows),
+        number("staging_bytes", c.staging_bytes),
+        number("halves", c.halves ? 1 : 0),
         table("knobs", digest_of(std::span(&config.knobs, 1))),
     };
 }

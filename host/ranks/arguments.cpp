@@ -19,6 +19,20 @@ templates::row_list own_tokens(const rank_setting& s, const rank_plan& plan, tem
     return list;
 }
 
+templates::row_list arrived_lines(const rank_setting& s, const rank_plan& plan) {
+    templates::row_list list = own_tokens(s, plan, templates::row_numbering::plan);
+    list.lines = plan.lines;
+    list.line_first = plan.line_first;
+    if (s.window_lines != nullptr) {
+        list.line_first = s.window_lines;
+        list.line_skip = s.window_lines + s.config.num_ranks + 1;
+    } else {
+        list.first_token = s.window.first;
+        list.window = s.window.tokens;
+    }
+    return list;
+}
+
 void start(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list) {
     templates::scatter_head head{};
     head.list = list;
@@ -64,11 +78,20 @@ std::int64_t line_stride(const rank_setting& s, travel_area area) noexcept {
     return s.shape.line_bytes[static_cast<std::size_t>(area)];
 }
 
-templates::row_list arrived_lines(const rank_setting& s, const rank_plan& plan) {
-    templates::row_list list = own_tokens(s, plan, templates::row_numbering::plan);
-    list.lines = plan.lines;
-    list.line_first = plan.line_first;
-    return list;
+bool by_token(const rank_setting& s) noexcept {
+    return s.whole_tensors || s.window.narrows();
+}
+
+/// Where row 0 would lie of a region of rows, scales or partial sums: rows are numbered by token from the window's
+/// first, which has the region's first place.
+std::uint8_t* row_zero(const rank_setting& s, travel_area area, std::uint8_t* region) noexcept {
+    return region - s.window.first * line_stride(s, area);
+}
+std::uint8_t* rows_in(const rank_setting& s, const rank_plan& plan, travel_area area, std::int32_t rank) {
+    return row_zero(s, area, s.way.in(area, lane_of(plan), rank));
+}
+std::uint8_t* rows_out(const rank_setting& s, const rank_plan& plan, travel_area area, std::int32_t rank) {
+    return row_zero(s, area, s.way.out(area, lane_of(plan), rank));
 }
 
 /// The table's part that says whose tokens they are.
@@ -83,16 +106,25 @@ void own_the_tokens(Args& args, const rank_setting& s, const rank_plan& plan) {
 void fill_send_args(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const tensor_view& input,
                     bool keep_own) {
     const std::int32_t me = s.config.first_driven;
-    templates::row_list list = own_tokens(s, plan, templates::row_numbering::position);
+    const token_window window = s.window;
+    templates::row_list list =
+        own_tokens(s, plan, window.narrows() ? templates::row_numbering::token : templates::row_numbering::position);
     list.skip_rank = keep_own ? -1 : me;
     start(args, s, plan, list);
     args.layout = templates::row_layout::flat;  // a row a rank, whatever the layout of the output
     own_the_tokens(args, s, plan);
     templates::scatter_rank& from = args.ranks[me];
-    from.input = input.data;
-    from.input_scales = input.scales;
     from.input_stride = stride_bytes(input);
     from.input_scale_stride = scale_stride_bytes(input);
+    // The window's tokens are the kernel's, counted from 0.
+    args.entries += std::int64_t{window.first} * s.config.config.topk;
+    args.entry_slots += std::int64_t{window.first} * s.config.config.topk;
+    args.num_tokens = window.of(plan.num_tokens);
+    from.num_tokens = args.num_tokens;
+    from.input = static_cast<const std::byte*>(input.data) + window.first * from.input_stride;
+    from.input_scales = input.scales == nullptr ? nullptr
+                                                : static_cast<const std::byte*>(input.scales) +
+                                                      std::int64_t{window.first} * from.input_scale_stride;
     std::uint64_t bits =
         bits_of(s.config.config.hidden * size_of(input.type)) | bits_of(from.input) | bits_of(from.input_stride);
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
@@ -101,7 +133,7 @@ void fill_send_args(scatter_kernel_args& args, const rank_setting& s, const rank
         to.output_scales = s.way.out(travel_area::scales, lane_of(plan), r);
         to.output_stride = line_stride(s, travel_area::rows);
         to.output_scale_stride = static_cast<std::int32_t>(line_stride(s, travel_area::scales));
-        to.capacity = s.shape.max_lines;
+        to.capacity = s.shape.staged_lines;
         bits |= bits_of(to.output) | bits_of(to.output_stride);
     }
     args.vector_bytes = widest_access(bits);
@@ -119,8 +151,10 @@ void fill_expand_args(scatter_kernel_args& args, const rank_setting& s, const ra
     args.zero_tail = options.zero_tail ? 1 : 0;
     // Rows without a token are visited only where something has to be written there.
     const bool padded = plan.options.layout == layout::expert_major && plan.options.alignment > 1;
-    if (ranks.row_source != nullptr || ranks.row_weights != nullptr || ranks.local_ids != nullptr ||
-        ranks.local_weights != nullptr || options.zero_tail || (padded && options.zero_padding)) {
+    const bool fills = s.window.first == 0 &&
+                       (ranks.row_source != nullptr || ranks.row_weights != nullptr || ranks.local_ids != nullptr ||
+                        ranks.local_weights != nullptr || options.zero_tail || (padded && options.zero_padding));
+    if (fills) {
         args.fill_first_slot = s.config.placement.rank_first[static_cast<std::size_t>(me)];
         args.fill_last_slot = s.config.placement.rank_first[static_cast<std::size_t>(me) + 1];
         args.fill_first_rank = me;
@@ -141,11 +175,11 @@ void fill_expand_args(scatter_kernel_args& args, const rank_setting& s, const ra
                          bits_of(to.output) | bits_of(to.output_stride);
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         templates::scatter_rank& from = args.ranks[r];
-        from.input = s.way.in(travel_area::rows, lane_of(plan), r);
-        from.input_scales = s.way.in(travel_area::scales, lane_of(plan), r);
+        from.input = rows_in(s, plan, travel_area::rows, r);
+        from.input_scales = rows_in(s, plan, travel_area::scales, r);
         from.input_stride = line_stride(s, travel_area::rows);
         from.input_scale_stride = static_cast<std::int32_t>(line_stride(s, travel_area::scales));
-        from.by_token = s.whole_tensors ? 1 : 0;
+        from.by_token = by_token(s) ? 1 : 0;
         if (r == me && own_input) {
             from.input = ranks.input.data;
             from.input_scales = ranks.input.scales;
@@ -170,9 +204,9 @@ void fill_reduce_args(gather_kernel_args& args, const rank_setting& s, const ran
         bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.rows.data) | bits_of(stride_bytes(ranks.rows));
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         templates::gather_rank& to = args.ranks[r];
-        to.output = s.way.out(travel_area::partials, lane_of(plan), r);
+        to.output = rows_out(s, plan, travel_area::partials, r);
         to.output_stride = line_stride(s, travel_area::partials);
-        to.by_token = s.whole_tensors ? 1 : 0;
+        to.by_token = by_token(s) ? 1 : 0;
         if (plan.options.layout != layout::flat) {
             to.weights = reinterpret_cast<const float*>(s.way.in(travel_area::combine_weights, lane_of(plan), r));
         }
@@ -195,7 +229,7 @@ void fill_returned(gather_kernel_args& args, const rank_setting& s, const rank_p
         bits_of(c.hidden * size_of(c.combine_type)) | bits_of(ranks.output.data) | bits_of(stride_bytes(ranks.output));
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         templates::gather_rank& from = args.ranks[r];
-        from.rows = s.way.in(travel_area::partials, lane_of(plan), r);
+        from.rows = rows_in(s, plan, travel_area::partials, r);
         from.row_stride = line_stride(s, travel_area::partials);
         bits |= bits_of(from.rows) | bits_of(from.row_stride);
     }
@@ -208,9 +242,11 @@ void fill_returned(gather_kernel_args& args, const rank_setting& s, const rank_p
 
 void fill_finish_args(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const combine_args& ranks,
                       reduction order) {
-    fill_returned(
-        args, s, plan, ranks,
-        own_tokens(s, plan, s.whole_tensors ? templates::row_numbering::token : templates::row_numbering::position));
+    templates::row_list list =
+        own_tokens(s, plan, by_token(s) ? templates::row_numbering::token : templates::row_numbering::position);
+    list.first_token = s.window.first;
+    list.window = s.window.tokens;
+    fill_returned(args, s, plan, ranks, list);
     args.layout = templates::row_layout::flat;  // one partial sum a rank
     args.order = static_cast<templates::sum_order>(order);
 }
@@ -234,9 +270,9 @@ void fill_line_gradient_args(gather_kernel_args& args, const rank_setting& s, co
     for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
         templates::gather_rank& to = args.ranks[r];
         to.output = s.way.out(travel_area::scalars, lane_of(plan), r);
-        to.gradient = s.way.in(travel_area::rows, lane_of(plan), r);
+        to.gradient = rows_in(s, plan, travel_area::rows, r);
         to.gradient_stride = line_stride(s, travel_area::rows);
-        to.by_token = s.whole_tensors ? 1 : 0;
+        to.by_token = by_token(s) ? 1 : 0;
     }
     templates::gather_rank& own = args.ranks[me];
     own.rows = ranks.rows.data;
@@ -275,7 +311,7 @@ std::uint64_t start_combine(Head& head, templates::gather_rank& own, const rank_
                             const combine_args& ranks, reduction order, bool few) {
     const exchange_config& c = s.config.config;
     static_cast<templates::gather_head&>(head) = gather_head_of(plan, arrived_lines(s, plan));
-    head.num_tokens = plan.num_tokens;
+    head.num_tokens = s.window.first + s.window.of(plan.num_tokens);
     head.order = static_cast<templates::sum_order>(order);
     head.own_weight_columns = weight_columns(c);
     head.line_weights = s.way.line_weights(lane_of(plan), few);
@@ -296,7 +332,7 @@ void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank*
     scatter_kernel_args args;
     fill_expand_args(args, s, plan, ranks, options, s.config.config.dispatch_type, true);
     static_cast<templates::scatter_head&>(head) = args;
-    head.num_tokens = plan.num_tokens;
+    head.num_tokens = s.window.first + s.window.of(plan.num_tokens);
     head.own_weight_columns = weight_columns(s.config.config);
     const std::int32_t me = s.config.first_driven;
     const bool weights = ranks.weights != nullptr;
@@ -309,8 +345,8 @@ void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank*
             rank.num_tokens = plan.num_tokens;
             continue;
         }
-        rank.output = s.way.out(travel_area::rows, lane_of(plan), r);
-        rank.output_scales = s.way.out(travel_area::scales, lane_of(plan), r);
+        rank.output = rows_out(s, plan, travel_area::rows, r);
+        rank.output_scales = rows_out(s, plan, travel_area::scales, r);
         rank.output_stride = line_stride(s, travel_area::rows);
         rank.output_scale_stride = static_cast<std::int32_t>(line_stride(s, travel_area::scales));
         rank.local_weights =
@@ -347,9 +383,9 @@ void fill_combine_args(templates::combine_head& head, templates::gather_rank* ta
             continue;
         }
         templates::gather_rank& rank = table[r];
-        rank.rows = s.way.in(travel_area::partials, lane_of(plan), r);
+        rank.rows = rows_in(s, plan, travel_area::partials, r);
         rank.row_stride = line_stride(s, travel_area::partials);
-        rank.output = s.way.out(travel_area::partials, lane_of(plan), r);
+        rank.output = rows_out(s, plan, travel_area::partials, r);
         rank.output_stride = line_stride(s, travel_area::partials);
         bits |= bits_of(rank.rows) | bits_of(rank.output) | bits_of(rank.row_stride);
     }

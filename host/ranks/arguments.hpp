@@ -6,9 +6,22 @@
 #include "host/ranks/plan.hpp"
 #include "host/ranks/transport.hpp"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace epjit::host {
+
+/// Tokens of every source whose rows travel at a time.
+struct token_window {
+    std::int32_t first = 0;
+    std::int32_t tokens = 0;  ///< 0: all, each row at the position of its line; else at the place of its token
+
+    [[nodiscard]] bool narrows() const noexcept { return tokens != 0; }
+    /// Of a source with so many tokens, how many are in it.
+    [[nodiscard]] std::int32_t of(std::int32_t num_tokens) const noexcept {
+        return tokens == 0 ? num_tokens : std::clamp(num_tokens - first, 0, tokens);
+    }
+};
 
 /// What every launch of an exchange needs.
 struct rank_setting {
@@ -18,11 +31,16 @@ struct rank_setting {
     const travel_shape& shape;
     const std::uint32_t* failed = nullptr;  ///< device memory
     bool whole_tensors = false;             ///< rows travel as whole tensors, so that a row is found by its token
+    token_window window{};
+    /// Device memory: the lines of the window, for kernels that take a list as it is given. Null: they find them.
+    const std::int32_t* window_lines = nullptr;
 };
 
 // Where the functions below begin: a list, the plan's tables, and a table of ranks that is zero but for what the list
 // needs.
 templates::row_list own_tokens(const rank_setting& s, const rank_plan& plan, templates::row_numbering numbering);
+/// The lines of the setting's window.
+templates::row_list arrived_lines(const rank_setting& s, const rank_plan& plan);
 void start(scatter_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list);
 void start(gather_kernel_args& args, const rank_setting& s, const rank_plan& plan, const templates::row_list& list);
 

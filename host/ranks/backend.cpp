@@ -20,6 +20,12 @@ rank_backend::rank_backend(communicator_state& comm, const resolved_config& conf
     for (std::int32_t lane = 0; lane < config.config.lanes; ++lane) {
         order_[static_cast<std::size_t>(lane)] = lane_order(comm.context);
     }
+    if (shape.staged_lines < shape.max_lines) {
+        window_lines_ = device_buffer(
+            comm.context, static_cast<std::size_t>(config.config.lanes * templates::window_numbers(config.num_ranks)) *
+                              sizeof(std::int32_t));
+        comm.runtime->allocations.fetch_add(1, std::memory_order_relaxed);
+    }
     comm.nccl->tell_on_failure(&way_->link(0).control->failed);
     try {
         way_->warm();
@@ -302,24 +308,25 @@ void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> r
         check_window_rows(plan);
     }
     const scoped_context current(*comm_.context);
+    require_one_window(plan, "dispatch_send");
     begin_call(plan, options.lane, stream);
-    send_rows(plan, ranks[0], options, stream);
+    send_rows(plan, ranks[0], options, {}, stream);
 }
 
 void rank_backend::send_rows(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                             stream_t stream) {
+                             const token_window& window, stream_t stream) {
     rank_kernels& k = kernels();
     const std::int32_t lane = options.lane;
     way_->begin(lane, travel_area::rows, stream);
-    if (ranks.weights != nullptr) {
+    if (ranks.weights != nullptr && window.first == 0) {
         send_weights(plan, ranks.weights, travel_area::weights, stream);
     }
     if (way_->whole_tensors()) {
         way_->put_tensor(lane, ranks.input, scales_cross(options), stream);
-    } else if (plan.num_tokens != 0) {
+    } else if (const std::int32_t tokens = window.of(plan.num_tokens); tokens != 0) {
         scatter_kernel_args args;
-        fill_send_args(args, setting(plan), plan, ranks.input, quantises(options));
-        launch_scatter(comm_, crosses_raw(options) ? k.raw : k.convert, args, plan.num_tokens, 0, stream);
+        fill_send_args(args, setting(plan, window), plan, ranks.input, quantises(options));
+        launch_scatter(comm_, crosses_raw(options) ? k.raw : k.convert, args, tokens, 0, stream);
     }
     constexpr std::array areas{travel_area::rows, travel_area::weights, travel_area::scales};
     way_->post(lane, lane_op::dispatch, std::span(areas).first(scales_cross(options) ? 3 : 2), traffic(plan), false,
@@ -333,15 +340,20 @@ void rank_backend::await_rows(const rank_plan& plan, stream_t stream) {
 void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args> ranks,
                                     const dispatch_options& options, stream_t stream) {
     const rank_plan& plan = static_cast<const rank_plan&>(p);
-    rank_kernels& k = kernels();
     const scoped_context current(*comm_.context);
     order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    receive_rows(plan, ranks[0], options, {}, stream);
+}
+
+void rank_backend::receive_rows(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                                const token_window& window, stream_t stream) {
+    rank_kernels& k = kernels();
     await_rows(plan, stream);
     scatter_kernel_args args;
     const dtype crossing = crosses_raw(options) ? config_.config.input_type : config_.config.dispatch_type;
     const bool own_input = !quantises(options);
-    fill_expand_args(args, setting(plan), plan, ranks[0], options, crossing, own_input);
-    for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
+    fill_expand_args(args, narrowed(plan, window, stream), plan, ranks, options, crossing, own_input);
+    for (std::int32_t r = 0; r < config_.num_ranks && !window.narrows(); ++r) {
         if (r != config_.first_driven || !own_input) {
             args.ranks[r].input = arrived(travel_area::rows, options.lane, r);
             args.ranks[r].input_scales = arrived(travel_area::scales, options.lane, r);
@@ -353,7 +365,8 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
     const std::int64_t to_fill = config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven) + 1] -
                                  config_.placement.rank_first[static_cast<std::size_t>(config_.first_driven)] +
                                  (plan.exact ? 0 : plan.capacity);
-    launch_scatter(comm_, quantises(options) ? k.pass : k.convert, args, lines, to_fill, stream);
+    const std::int64_t most = window.narrows() ? std::int64_t{config_.num_ranks} * window.tokens : lines;
+    launch_scatter(comm_, quantises(options) ? k.pass : k.convert, args, std::min(lines, most), to_fill, stream);
     rows_read(plan, stream);
     leave_rows(plan, crossing, !own_input || way_->whole_tensors());
 }
@@ -378,6 +391,7 @@ lent_view rank_backend::lend_rows(plan_state& p, int, int source) {
         throw unsupported_error("rows of a call of few tokens arrive as packets, there is none to lend",
                                 "give the plan a token_bound above ll_max_tokens_per_rank");
     }
+    require_one_window(plan, "lend_rows");
     if (source == config_.first_driven && !left.own) {
         throw unsupported_error(fmt::format("exchange '{}' keeps no rows of the rank's own", name(config_.config.kind)),
                                 "read the input that dispatch was given");
@@ -399,100 +413,6 @@ lent_view rank_backend::lend_rows(plan_state& p, int, int source) {
             shape_.line_bytes[static_cast<std::size_t>(travel_area::scales)] / size_of(config_.config.scales);
     }
     return left.lease.lend(fmt::format("rows of rank {}", source), view);
-}
-
-void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
-                                stream_t stream) {
-    rank_plan& plan = static_cast<rank_plan&>(p);
-    way_->check();
-    refuse_early(plan);
-    kernels();
-    if (options.reduction == reduction::per_row) {
-        return;  // window by window, where what was sent is also summed
-    }
-    const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    take_back(options.lane);
-    if (weights_travel(plan)) {
-        constexpr std::array weights{travel_area::combine_weights};
-        way_->begin(options.lane, travel_area::combine_weights, stream);
-        send_weights(plan, ranks[0].weights, travel_area::combine_weights, stream);
-        way_->post(options.lane, lane_op::combine_weights, weights, traffic(plan), false, stream);
-        way_->arrive(options.lane, lane_op::combine_weights, stream);
-    }
-    send_sums(plan, ranks[0], options.reduction, stream);
-    if (weights_travel(plan)) {
-        way_->done(options.lane, lane_op::combine, travel_area::combine_weights, stream);
-    }
-}
-
-void rank_backend::send_sums(const rank_plan& plan, const combine_args& ranks, reduction, stream_t stream) {
-    const std::int32_t lane = plan.options.lane;
-    way_->begin(lane, travel_area::partials, stream);
-    gather_kernel_args args;
-    fill_reduce_args(args, setting(plan), plan, ranks);
-    launch(comm_, kernels().gather, std::int64_t{config_.num_ranks} * bound(plan), &args, stream);
-    constexpr std::array partials{travel_area::partials};
-    way_->post(lane, lane_op::combine, partials, traffic(plan), true, stream);
-}
-
-void rank_backend::finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream) {
-    way_->arrive(plan.options.lane, lane_op::combine, stream);
-    if (plan.num_tokens != 0) {
-        gather_kernel_args args;
-        fill_finish_args(args, setting(plan), plan, ranks, order);
-        launch(comm_, kernels().gather, plan.num_tokens, &args, stream);
-    }
-    way_->done(plan.options.lane, lane_op::combine, travel_area::partials, stream);
-}
-
-/// per_row: every row goes back to its token's owner, as many tokens at a time as the memory for partial sums holds.
-void rank_backend::combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream) {
-    rank_kernels& k = kernels();
-    const std::int32_t lane = plan.options.lane;
-    const std::int32_t window = std::max(shape_.max_lines, shape_.topk) / shape_.topk;
-    constexpr std::array partials{travel_area::partials};
-    for (std::int32_t first = 0; first < bound(plan); first += window) {
-        way_->begin(lane, travel_area::partials, stream);
-        templates::return_rows_args<templates::max_driven_ranks> back{};
-        gather_kernel_args lines;
-        fill_reduce_args(lines, setting(plan), plan, ranks);
-        back.list = lines.list;
-        back.list.first_token = first;
-        back.list.window = window;
-        back.rows = static_cast<const templates::u8*>(ranks.rows.data);
-        back.row_stride = stride_bytes(ranks.rows);
-        back.to_stride = shape_.line_bytes[static_cast<std::size_t>(travel_area::partials)];
-        back.row_bytes = static_cast<std::int32_t>(config_.config.hidden * size_of(config_.config.combine_type));
-        back.vector_bytes = lines.vector_bytes;
-        for (std::int32_t r = 0; r < config_.num_ranks; ++r) {
-            back.to[r] = way_->out(travel_area::partials, lane, r);
-        }
-        launch(comm_, k.return_rows, std::int64_t{config_.num_ranks} * bound(plan), &back, stream);
-        way_->post(lane, lane_op::combine, partials, {}, true, stream);
-        way_->arrive(lane, lane_op::combine, stream);
-        const std::int32_t tokens = std::min(window, plan.num_tokens - first);
-        if (tokens > 0) {
-            gather_kernel_args args;
-            fill_window_args(args, setting(plan), plan, ranks, first, window);
-            launch(comm_, k.gather, tokens, &args, stream);
-        }
-        way_->done(lane, lane_op::combine, travel_area::partials, stream);
-    }
-}
-
-void rank_backend::combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
-                                   stream_t stream) {
-    const rank_plan& plan = static_cast<const rank_plan&>(p);
-    const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
-    if (options.reduction == reduction::per_row) {
-        take_back(options.lane);
-        combine_rows(plan, ranks[0], stream);
-    } else {
-        finish_sums(plan, ranks[0], options.reduction, stream);
-    }
-    report(plan);
 }
 
 std::unique_ptr<backend> make_rank_backend(communicator_state& comm, const resolved_config& config) {

@@ -59,6 +59,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 sync = prepare_kernel(context, variants_[i]->get("sync_kernel"), 64, 0, budget);
                 send_weights = prepare_kernel(context, variants_[i]->get("send_weights_kernel"), 256, 0, budget);
                 return_rows = prepare_kernel(context, variants_[i]->get("return_rows_kernel"), 256, 0, budget);
+                window_lines = prepare_kernel(context, variants_[i]->get("window_lines_kernel"), 256, 0, budget);
                 break;
             case jit::kernel_kind::unpermute_combine:
                 gather = prepare_kernel(context, variants_[i]->get("gather_kernel"), s.threads, 0, budget);
@@ -69,9 +70,9 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 break;
             case jit::kernel_kind::exchange_dispatch: {
                 const templates::scatter_config shape = scatter_config_of(s);
-                dispatch = prepare_kernel(context, variants_[i]->get("dispatch_kernel"),
-                                          templates::dispatch_threads(shape), templates::dispatch_shared_bytes(shape),
-                                          budget);
+                dispatch =
+                    prepare_kernel(context, variants_[i]->get("dispatch_kernel"), templates::dispatch_threads(shape),
+                                   templates::dispatch_shared_bytes(shape), budget);
                 dispatch_movers = templates::scatter_movers(shape);
                 dispatch_send_movers = templates::dispatch_send_movers(shape);
                 break;
@@ -87,7 +88,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 const templates::gather_config shape = gather_config_of(s);
                 combine =
                     prepare_kernel(context, variants_[i]->get("combine_kernel"), templates::combine_threads(shape),
-                                   s.arch.number >= 90 ? templates::combine_shared_bytes(shape) : 0, budget);
+                                   templates::combine_shared_bytes(shape), budget);
                 break;
             }
             case jit::kernel_kind::low_latency_dispatch:

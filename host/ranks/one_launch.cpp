@@ -11,8 +11,12 @@
 namespace epjit::host {
 namespace {
 
-/// Blocks of a combine that send the weights before their sums.
-constexpr std::int32_t most_weight_senders = 64;
+/// Blocks of a combine that send the weights and leave, a few weights a thread.
+constexpr std::int64_t most_weight_blocks = 16;
+constexpr std::int64_t weights_a_thread = 4;
+
+/// A combine in one launch sends weights, sends sums and finishes tokens.
+constexpr std::int32_t fewest_combine_blocks = 3;
 
 /// Lines whose metadata a thread writes beside a dispatch into windows, where there are enough blocks.
 constexpr std::int64_t lines_of_thread = 2;
@@ -42,25 +46,32 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
                                    stream_t stream) {
     const launchable& kernel = kernels().dispatch;
     const std::int32_t movers = kernels().dispatch_movers;
-    templates::dispatch_args<NumRanks> args{};
-    fill_dispatch_args(args, args.ranks, setting(plan), plan, ranks, options);
-    args.link = way_->link(options.lane);
-    args.flags = way_->flags(travel_area::rows, options.lane);
-    // Equal on every rank: the receivers look for the flags that the senders raise.
-    const std::int32_t tokens = bound(plan);
     const jit::knobs& tuned = knobs(plan);
-    args.chunk = tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk : tokens >= 1024 ? 2 : 1;
     const std::int32_t most_senders = tuned.dispatch_senders != 0
                                           ? tuned.dispatch_senders
                                           : senders_for(config_.config.hidden * size_of(config_.config.dispatch_type));
-    const std::int32_t sent_at_once = args.chunk * kernels().dispatch_send_movers;
     const std::int32_t half = std::max(1, kernel.max_blocks / 2);
-    args.senders = std::clamp((tokens + sent_at_once - 1) / sent_at_once, 1, std::min(most_senders, half));
-    const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
-    const std::int64_t fill = args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
-    const std::int64_t others =
-        std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
-    launch(comm_, kernel, args.senders + others, &args, stream, launch_mode::overlapping);
+    // Equal on every rank: the receivers look for the flags that the senders raise. Windows start with a chunk.
+    const std::int32_t chunk = std::min(tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk
+                                        : bound(plan) >= 1024     ? 2
+                                                                  : 1,
+                                        shape_.staged_lines);
+    by_windows(plan, chunk, [&](const token_window& window) {
+        templates::dispatch_args<NumRanks> args{};
+        fill_dispatch_args(args, args.ranks, setting(plan, window), plan, ranks, options);
+        args.link = way_->link(options.lane);
+        args.flags = way_->flags(travel_area::rows, options.lane);
+        args.chunk = chunk;
+        const std::int32_t tokens = window.of(bound(plan));
+        const std::int32_t sent_at_once = chunk * kernels().dispatch_send_movers;
+        args.senders = std::clamp((tokens + sent_at_once - 1) / sent_at_once, 1, std::min(most_senders, half));
+        const std::int64_t lines = (std::int64_t{config_.num_ranks} * tokens + movers - 1) / movers;
+        const std::int64_t fill =
+            args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
+        const std::int64_t others =
+            std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
+        launch(comm_, kernel, args.senders + others, &args, stream, launch_mode::overlapping);
+    });
 }
 
 template <std::int32_t NumRanks>
@@ -114,14 +125,14 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
     const bool as_they_are = !options.weigh_input && config_.config.input_type == config_.config.dispatch_type;
     const bool few = few_tokens(plan);
     const bool direct = options.into_window && plan.direct && as_they_are && !few;
+    if (options.into_window) {
+        check_window_rows(plan);
+    }
     if (!way_->peers_written() || !as_they_are ||
         (!few && !direct &&
          (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
-        backend::dispatch(p, ranks, options, stream);
+        dispatch_by_steps(plan, ranks[0], options, stream);
         return;
-    }
-    if (options.into_window) {
-        check_window_rows(plan);
     }
     const scoped_context current(*comm_.context);
     begin_call(plan, options.lane, stream);
@@ -145,19 +156,28 @@ template <std::int32_t NumRanks>
 void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                                   stream_t stream) {
     const launchable& kernel = kernels().combine;
-    templates::combine_args<NumRanks> args{};
-    fill_combine_args(args, args.ranks, setting(plan), plan, ranks, options.reduction);
-    args.link = way_->link(options.lane);
-    args.flags = way_->flags(travel_area::partials, options.lane);
-    const std::int32_t tokens = bound(plan);
-    const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * tokens;
-    const std::int64_t most_senders =
-        std::clamp(kernel.max_blocks * knobs(plan).combine_senders_percent / 100, 1, kernel.max_blocks - 1);
-    args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
-    args.weight_senders = args.weighted != 0 ? std::min(args.senders, most_weight_senders) : 0;
-    const std::int64_t own =
-        std::clamp<std::int64_t>(plan.num_tokens, 1, std::max(1, kernel.max_blocks - args.senders));
-    launch(comm_, kernel, args.senders + own, &args, stream, launch_mode::overlapping);
+    // A budget holds for all blocks; else those that finish tokens take the places of those that sent weights.
+    const bool budget = config_.config.num_sms > 0;
+    const std::int64_t most_weights = budget ? std::max(1, kernel.max_blocks / 8) : most_weight_blocks;
+    const std::int64_t weights_a_block = kernel.threads * weights_a_thread;
+    by_windows(plan, 1, [&](const token_window& window) {
+        templates::combine_args<NumRanks> args{};
+        fill_combine_args(args, args.ranks, setting(plan, window), plan, ranks, options.reduction);
+        args.link = way_->link(options.lane);
+        args.flags = way_->flags(travel_area::partials, options.lane);
+        const std::int64_t tokens = window.of(plan.num_tokens);
+        const std::int64_t weights = tokens * config_.config.topk;
+        args.weight_blocks = static_cast<templates::i32>(
+            args.weighted != 0
+                ? std::clamp<std::int64_t>((weights + weights_a_block - 1) / weights_a_block, 0, most_weights)
+                : 0);
+        const std::int32_t blocks = kernel.max_blocks - (budget ? args.weight_blocks : 0);
+        const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * window.of(bound(plan));
+        const std::int64_t most_senders = std::clamp(blocks * knobs(plan).combine_senders_percent / 100, 1, blocks - 1);
+        args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
+        const std::int64_t own = std::clamp<std::int64_t>(tokens, 1, std::max(1, blocks - args.senders));
+        launch(comm_, kernel, args.weight_blocks + args.senders + own, &args, stream, launch_mode::overlapping);
+    });
 }
 
 void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
@@ -165,8 +185,9 @@ void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, c
     const rank_plan& plan = static_cast<const rank_plan&>(p);
     const bool few = few_tokens(plan);
     if (!way_->peers_written() || options.reduction == reduction::per_row ||
-        (!few && (!kernels().combine || kernels().combine.max_blocks < 2 || knobs(plan).combine_launches == 2))) {
-        backend::combine(p, ranks, options, stream);
+        (!few && (!kernels().combine || kernels().combine.max_blocks < fewest_combine_blocks ||
+                  knobs(plan).combine_launches == 2))) {
+        combine_by_steps(plan, ranks[0], options, stream);
         return;
     }
     const scoped_context current(*comm_.context);

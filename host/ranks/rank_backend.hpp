@@ -27,7 +27,7 @@ class rank_backend : public backend {
     void prepare() override { kernels(); }
     [[nodiscard]] bool prepared() const noexcept override { return kernels_.has_value(); }
     [[nodiscard]] std::size_t workspace_bytes() const noexcept override {
-        return tables_.bytes + way_->workspace_bytes();
+        return tables_.bytes + way_->workspace_bytes() + window_lines_.bytes();
     }
     std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
                                           stream_t stream, std::unique_ptr<plan_state> reuse) final;
@@ -53,7 +53,7 @@ class rank_backend : public backend {
     virtual void share_plan(rank_plan&, stream_t) {}
     /// From the caller's input to where the ranks that hold the experts expand it.
     virtual void send_rows(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                           stream_t stream);
+                           const token_window& window, stream_t stream);
     virtual void await_rows(const rank_plan& plan, stream_t stream);
     /// They have been expanded.
     virtual void rows_read(const rank_plan& plan, stream_t stream) {
@@ -65,14 +65,17 @@ class rank_backend : public backend {
         return way_->in(area, lane, source);
     }
     /// This rank's partial sums on their way to the tokens' owners, and what came back, summed.
-    virtual void send_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream);
-    virtual void finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order, stream_t stream);
+    virtual void send_sums(const rank_plan& plan, const combine_args& ranks, reduction order,
+                           const token_window& window, stream_t stream);
+    virtual void finish_sums(const rank_plan& plan, const combine_args& ranks, reduction order,
+                             const token_window& window, stream_t stream);
     /// Other ranks' entries that a plan keeps.
     [[nodiscard]] virtual std::int32_t relays() const noexcept { return 0; }
 
     rank_kernels& kernels();
-    [[nodiscard]] rank_setting setting(const rank_plan& plan) const noexcept {
-        return {config_, tables_, *way_, shape_, &way_->link(plan.options.lane).control->failed, way_->whole_tensors()};
+    [[nodiscard]] rank_setting setting(const rank_plan& plan, const token_window& window = {}) const noexcept {
+        return {config_, tables_, *way_, shape_, &way_->link(plan.options.lane).control->failed, way_->whole_tensors(),
+                window};
     }
     [[nodiscard]] line_traffic traffic(const rank_plan& plan) const noexcept {
         return plan.exact ? line_traffic{plan.lines_sent(), plan.lines_received()} : line_traffic{};
@@ -135,6 +138,42 @@ class rank_backend : public backend {
     template <std::int32_t NumRanks>
     void launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                         stream_t stream);
+
+    // Where a call's rows do not all fit the memory that they travel through.
+    /// Tokens that the largest rank of a plan's calls may have, as far as every rank knows.
+    [[nodiscard]] std::int32_t most_tokens(const rank_plan& plan) const noexcept;
+    /// Tokens of a window of a plan's calls, a multiple of `unit` where that leaves any; 0: all at once.
+    [[nodiscard]] std::int32_t window_tokens(const rank_plan& plan, std::int32_t unit) const noexcept;
+    /// Calls `work` with each window, one or more.
+    template <class Work>
+    void by_windows(const rank_plan& plan, std::int32_t unit, const Work& work) const {
+        const std::int32_t tokens = window_tokens(plan, unit);
+        if (tokens == 0) {
+            work(token_window{});
+            return;
+        }
+        for (std::int32_t first = 0; first < most_tokens(plan); first += tokens) {
+            work(token_window{first, tokens});
+        }
+    }
+    [[nodiscard]] bool is_last(const rank_plan& plan, const token_window& window) const noexcept {
+        return !window.narrows() || window.first + window.tokens >= most_tokens(plan);
+    }
+    /// @throws config_error where the call takes more than one window.
+    void require_one_window(const rank_plan& plan, const char* call) const;
+    /// The setting of launches that take the list of lines as it is given: what it is narrowed to is found first.
+    [[nodiscard]] rank_setting narrowed(const rank_plan& plan, const token_window& window, stream_t stream);
+    void receive_rows(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                      const token_window& window, stream_t stream);
+    /// Whole calls in more than one launch.
+    void dispatch_by_steps(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                           stream_t stream);
+    void combine_by_steps(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
+                          stream_t stream);
+    void begin_combine(const rank_plan& plan, const combine_args& ranks, std::int32_t lane, stream_t stream);
+    void end_sends(const rank_plan& plan, std::int32_t lane, stream_t stream);
+    void send_gradients(const rank_plan& plan, const weight_gradient_args& ranks, bool by_rows,
+                        const token_window& window, stream_t stream);
     /// Where a dispatch or combine begins, the context current: nothing has failed, and the lane's memory is the
     /// call's.
     /// @throws what the plan or the exchange has to say.
@@ -173,6 +212,7 @@ class rank_backend : public backend {
     };
 
     std::optional<rank_kernels> kernels_;
+    device_buffer window_lines_;  ///< [lanes, window_numbers(R)], empty where no call takes more than one window
     std::array<lane_order, templates::max_lanes> order_;
     std::array<lane_rows, templates::max_lanes> rows_;
     std::uint32_t sequence_ = 0;

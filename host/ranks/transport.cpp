@@ -7,8 +7,37 @@
 
 namespace epjit::host {
 
+namespace {
+
+/// What a lane's rows and partial sums take where the caller does not say: at R 8, H 7168 and bf16 4096 tokens a rank.
+constexpr std::int64_t automatic_staging_bytes = std::int64_t{448} << 20;
+
+/// Tokens of a source that an lsa exchange has memory for at a time.
+std::int32_t staged_tokens(const exchange_config& c, std::int32_t num_ranks, const travel_shape& shape) {
+    if (c.kind != exchange_kind::lsa || c.halves) {
+        return shape.max_lines;
+    }
+    const auto bytes = [&shape](travel_area area) { return shape.line_bytes[static_cast<std::size_t>(area)]; };
+    const std::int64_t token =
+        num_ranks * std::max(bytes(travel_area::rows) + bytes(travel_area::scales), bytes(travel_area::partials));
+    if (c.staging_bytes != 0) {
+        return static_cast<std::int32_t>(std::clamp<std::int64_t>(c.staging_bytes / token, 1, shape.max_lines));
+    }
+    // Never more than two launches a call, whatever the chunk that its windows start with.
+    const std::int64_t half = std::min<std::int64_t>(shape.max_lines / 2 + 64, shape.max_lines);
+    return static_cast<std::int32_t>(std::clamp<std::int64_t>(automatic_staging_bytes / token, half, shape.max_lines));
+}
+
+}  // namespace
+
 std::int64_t travel_shape::region(travel_area area) const noexcept {
-    const std::int64_t lines = area == travel_area::partials ? std::max(max_lines, topk) : max_lines;
+    std::int64_t lines = max_lines;
+    switch (area) {
+        case travel_area::rows:
+        case travel_area::scales: lines = staged_lines; break;
+        case travel_area::partials: lines = std::max(staged_lines, topk); break;
+        default: break;
+    }
     return (lines * line_bytes[static_cast<std::size_t>(area)] + 255) / 256 * 256;
 }
 
@@ -44,6 +73,7 @@ travel_shape shape_travel(const resolved_config& config) {
     }
     shape.topk = c.topk;
     shape.max_lines = std::max(1, c.max_tokens_per_rank);
+    shape.staged_lines = staged_tokens(c, config.num_ranks, shape);
     shape.num_lanes = c.lanes;
     shape.counts_words = templates::plan_message_words(config.placement.num_slots + config.num_ranks);
     shape.plan_line_bytes = templates::line_bytes(c.topk);

@@ -16,14 +16,16 @@
 namespace epjit::host {
 
 /// Memory that lines travel through, a region for every rank in each. `rows`, `scales` and `weights` go with a
-/// dispatch, `combine_weights` before a combine, `partials` and `scalars` back to the tokens' owners.
+/// dispatch, `combine_weights` before a combine, `partials` and `scalars` back to the tokens' owners. Rows and partial
+/// sums are never there together: they may share theirs.
 enum class travel_area : std::uint8_t { rows, scales, weights, combine_weights, partials, scalars };
 inline constexpr std::size_t num_travel_areas = 6;
 
 /// Bytes of one line in each area; 0 where the exchange does not use it.
 struct travel_shape {
     std::array<std::int64_t, num_travel_areas> line_bytes{};
-    std::int32_t max_lines = 0;  ///< of one source: max_tokens_per_rank
+    std::int32_t max_lines = 0;     ///< of one source: max_tokens_per_rank
+    std::int32_t staged_lines = 0;  ///< of them whose rows and partial sums there is memory for at a time
     std::int32_t num_lanes = 1;
     std::int32_t counts_words = 0;  ///< of one rank's message of counts
     std::int64_t plan_line_bytes = 0;

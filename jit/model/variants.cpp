@@ -282,12 +282,11 @@ variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, st
     s.kind = kernel_kind::exchange_dispatch;
     s.threads = 0;
     const std::int64_t row_bytes = hidden * size_of(type);
-    s.stages = bulk_stages(
-        arch,
-        templates::dispatch_stage_bytes(
-            static_cast<templates::i32>(row_bytes),
-            templates::bulk_scale_bytes(hidden, static_cast<templates::group_scale>(scales)), topk),
-        false, templates::dispatch_static_bytes(s.num_ranks));
+    s.stages = bulk_stages(arch,
+                           templates::dispatch_stage_bytes(
+                               static_cast<templates::i32>(row_bytes),
+                               templates::bulk_scale_bytes(hidden, static_cast<templates::group_scale>(scales)), topk),
+                           false, templates::dispatch_static_bytes(s.num_ranks));
     // A warp waits for a line's place and flag before it moves the row: several share the stages, three each.
     s.movers = std::clamp(s.stages / 3, 1, 8);
     return s;
@@ -304,19 +303,30 @@ variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std
                                    dtype type) {
     variant_spec s = row_sum_spec(arch, num_ranks, hidden, topk, type);
     s.kind = kernel_kind::exchange_combine;
+    const std::int64_t row_bytes = hidden * size_of(type);
+    // Rows through shared memory: two of them are for sums, and a few must be on their way.
+    constexpr std::int32_t fewest_stages = 6;
+    if (const std::int32_t stages = bulk_stages(arch, row_bytes, false);
+        stages >= fewest_stages && hidden <= templates::most_ring_hidden) {
+        s.stages = stages;
+        // Short rows: several sums at a time, or what each costs besides its rows shows.
+        s.movers = templates::ring_teams(std::min(stages / 12, 4), hidden, stages);
+        s.threads = templates::ring_threads(hidden);
+        return s;
+    }
     // A row of many vectors by more threads: fewer rows are under way at once, and what waits for one waits less.
     constexpr std::int64_t long_row = 8192;
-    const std::int64_t row_bytes = hidden * size_of(type);
     s.threads = row_bytes >= long_row ? row_threads(row_bytes, 224) : s.threads;
     return s;
 }
 
 namespace {
 
-/// Threads of a block that takes a row unit by unit: the fewest that need no more rounds than `most` would.
+/// Threads of a block that takes a part of a row, each a unit of it: the fewest that need no more parts than `most`
+/// would. Few, so that a row leaves by several SMs and arrives at as many.
 std::int32_t unit_threads(std::int32_t units, std::int32_t most) {
-    const std::int32_t rounds = templates::ceil_div(units, most);
-    return templates::ceil_div(templates::ceil_div(units, rounds), 32) * 32;
+    const std::int32_t parts = templates::ceil_div(units, most);
+    return templates::ceil_div(templates::ceil_div(units, parts), 32) * 32;
 }
 
 }  // namespace
@@ -330,7 +340,7 @@ variant_spec low_latency_dispatch_spec(target_arch arch, std::int32_t hidden, st
     // A warp more for what travels beside the row.
     const templates::packet_record record = templates::row_record(hidden, static_cast<templates::element>(type),
                                                                   static_cast<templates::group_scale>(scales), topk);
-    s.threads = unit_threads(record.units(), 512) + 32;
+    s.threads = unit_threads(record.units(), 96) + 32;
     return s;
 }
 
@@ -338,7 +348,7 @@ variant_spec low_latency_combine_spec(target_arch arch, std::int32_t hidden, std
     variant_spec s = row_sum_spec(arch, 1, hidden, topk, type);
     s.kind = kernel_kind::low_latency_combine;
     s.num_ranks = 0;
-    s.threads = unit_threads(templates::sum_record(hidden, static_cast<templates::element>(type)).units(), 640);
+    s.threads = unit_threads(templates::sum_record(hidden, static_cast<templates::element>(type)).units(), 160);
     return s;
 }
 

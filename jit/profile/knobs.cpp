@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "epjit/jit/knobs.hpp"
 
+#include "templates/exchange/dispatch_layout.cuh"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -16,7 +18,9 @@ constexpr knob_info infos[] = {
     {"gather_threads", &knobs::gather_threads, 32, 512, 32, true},
     {"dispatch_stages", &knobs::dispatch_stages, 2, 48, 1, true},
     {"dispatch_movers", &knobs::dispatch_movers, 1, 16, 1, true},
-    {"combine_threads", &knobs::combine_threads, 32, 448, 32, true},
+    {"combine_threads", &knobs::combine_threads, 32, 512, 32, true},
+    {"combine_stages", &knobs::combine_stages, 4, 48, 1, true},
+    {"combine_teams", &knobs::combine_teams, 1, 8, 1, true},
     {"dispatch_launches", &knobs::dispatch_launches, 1, 2, 1, false},
     {"dispatch_senders", &knobs::dispatch_senders, 1, 1024, 1, false},
     {"dispatch_chunk", &knobs::dispatch_chunk, 1, 64, 1, false},
@@ -37,6 +41,25 @@ void set_ring(variant_spec& spec, std::int32_t stages, std::int32_t movers) noex
         spec.movers = movers;
     }
     spec.movers = std::min(spec.movers, std::max(1, spec.stages / 2));
+}
+
+/// Of a whole combine: the rows of a block, the teams that share them, the threads of each that sum.
+void set_teams(variant_spec& spec, const knobs& values) noexcept {
+    if (spec.stages == 0) {
+        if (values.combine_threads != 0) {
+            spec.threads = std::min(values.combine_threads, 448);
+        }
+        return;
+    }
+    if (values.combine_stages != 0) {
+        spec.stages = std::clamp(values.combine_stages, 4, spec.stages);
+    }
+    if (values.combine_teams != 0) {
+        spec.movers = values.combine_teams;
+    }
+    spec.movers = templates::ring_teams(spec.movers, spec.hidden, spec.stages);
+    const std::int32_t most = (templates::most_ring_block_threads / spec.movers - 64) / 32 * 32;
+    spec.threads = std::min(std::max(spec.threads, values.combine_threads), std::max(spec.threads, most));
 }
 
 }  // namespace
@@ -86,7 +109,7 @@ variant_spec with_knobs(variant_spec spec, const knobs& values) noexcept {
         case kernel_kind::exchange_dispatch:
         case kernel_kind::direct_dispatch: set_ring(spec, values.dispatch_stages, values.dispatch_movers); break;
         case kernel_kind::unpermute_combine: set_threads(values.gather_threads); break;
-        case kernel_kind::exchange_combine: set_threads(values.combine_threads); break;
+        case kernel_kind::exchange_combine: set_teams(spec, values); break;
         case kernel_kind::plan:
         case kernel_kind::weight_gradient:
         case kernel_kind::exchange_plan:

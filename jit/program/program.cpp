@@ -45,6 +45,8 @@ constexpr program_kernel ll_combine_kernel{"ll_combine_kernel",
                                            "epjit::templates::ll_combine_kernel<epjit::templates::config>"};
 constexpr program_kernel return_rows_kernel{"return_rows_kernel",
                                             "epjit::templates::return_rows_kernel<epjit::templates::config>"};
+constexpr program_kernel window_lines_kernel{"window_lines_kernel",
+                                             "epjit::templates::window_lines_kernel<epjit::templates::config>"};
 
 std::string_view element_text(dtype type) {
     switch (type) {
@@ -93,8 +95,8 @@ std::string config_text(const variant_spec& s) {
         case kernel_kind::low_latency_combine:
             return fmt::format(
                 "gather_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
-                "    .type = {},\n    .threads = {},\n}};\n",
-                s.hidden, s.num_ranks, s.topk, element_text(s.input), s.threads);
+                "    .type = {},\n    .threads = {},\n    .stages = {},\n    .teams = {},\n}};\n",
+                s.hidden, s.num_ranks, s.topk, element_text(s.input), s.threads, s.stages, s.movers);
     }
     return {};
 }
@@ -113,7 +115,8 @@ std::vector<program_kernel> kernels_of(const variant_spec& s) {
         case kernel_kind::exchange_combine: return {combine_kernel};
         case kernel_kind::low_latency_dispatch: return {ll_dispatch_kernel};
         case kernel_kind::low_latency_combine: return {ll_combine_kernel};
-        case kernel_kind::exchange_helpers: return {sync_kernel, send_weights_kernel, return_rows_kernel};
+        case kernel_kind::exchange_helpers:
+            return {sync_kernel, send_weights_kernel, return_rows_kernel, window_lines_kernel};
     }
     return {};
 }

@@ -91,6 +91,11 @@ std::string describe(const variant_spec& s) {
         if (s.movers != 0) {
             add("movers", s.movers);
         }
+    } else if (s.kind == kernel_kind::exchange_combine) {
+        add("stages", s.stages);
+        if (s.movers != 0) {
+            add("teams", s.movers);
+        }
     }
     return text;
 }

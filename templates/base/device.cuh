@@ -118,6 +118,11 @@ __device__ __forceinline__ void prefetch_l1(const void* p) {
     asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
 }
 
+/// The 128 bytes at `p`, a multiple of 128, are nobody's any more: what the L2 has of them need not reach the memory.
+__device__ __forceinline__ void discard_l2_128(const void* p) {
+    asm volatile("discard.global.L2 [%0], 128;" ::"l"(p) : "memory");
+}
+
 /// Rows are read once: keep them out of L1.
 __device__ __forceinline__ uint4 ld_streaming_16(const void* p) {
     uint4 v;
@@ -192,8 +197,33 @@ __device__ __forceinline__ void mbarrier_arrive_expect(u64* barrier, u32 bytes) 
                  : "memory");
 }
 
+/// More bytes are to come before the barrier's phase ends; arrives not.
+__device__ __forceinline__ void mbarrier_expect(u64* barrier, u32 bytes) {
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(u64* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+/// Whether the phase with the given parity has ended.
+__device__ __forceinline__ bool mbarrier_done(u64* barrier, u32 parity) {
+    u32 done;
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n"
+        "}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+    return done != 0;
+}
+
 /// Waits for the phase with the given parity. Bounded by the hardware copy it waits for: the bytes were asked for by
-/// this block, so no other block or rank can withhold them.
+/// this block, so no other block or rank can withhold them. Of a phase that warps of the block end, by their waits.
 __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
     asm volatile(
         "{\n"
@@ -211,6 +241,11 @@ __device__ __forceinline__ void fence_proxy_async() {
     asm volatile("fence.proxy.async;" ::: "memory");
 }
 
+/// The same of shared memory alone.
+__device__ __forceinline__ void fence_proxy_async_shared() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 /// Global to shared, completing on `barrier`.
 __device__ __forceinline__ void bulk_load(void* shared, const void* global, u32 bytes, u64* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -226,6 +261,13 @@ __device__ __forceinline__ void bulk_store(void* global, const void* shared, u32
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(global),
                  "r"(shared_address(shared)), "r"(bytes), "l"(policy)
+                 : "memory");
+}
+
+/// The same where the lines are soon read from the L2.
+__device__ __forceinline__ void bulk_store_kept(void* global, const void* shared, u32 bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
+                 "r"(shared_address(shared)), "r"(bytes)
                  : "memory");
 }
 

@@ -9,9 +9,9 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-/// Notes the failure, once, and tells every peer. Called by one thread.
-__device__ inline void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer, u32 expected,
-                                     u64 seen) {
+/// Notes the failure, once, and tells every peer. Called by one thread. Not inline: every wait may end here.
+__device__ __noinline__ void fail_exchange(const rank_link& link, failure_kind kind, lane_op op, i32 peer, u32 expected,
+                                           u64 seen) {
     if (atomicExch(&link.control->failed, 1u) != 0) {
         return;
     }
@@ -69,6 +69,13 @@ __device__ __forceinline__ void signal_step(const rank_link& link, i32 peer, u32
     st_release_sys_64(word, step_word(step, op));
 }
 
+/// The same where whoever sees the word needs no more than that all kernels before this one have ended: those have read
+/// what they read, and what they wrote has arrived. Nothing that this kernel stores is waited for.
+__device__ __forceinline__ void note_step(const rank_link& link, i32 peer, u32 step, lane_op op) {
+    u64* word = reinterpret_cast<u64*>(link.peers[peer] + link.words_offset) + link.me;
+    st_relaxed_sys_64(word, step_word(step, op));
+}
+
 /// Waits until `peer` has taken the step, whatever it was where `op` is none. False: it did not, or took another one;
 /// the exchange has failed.
 __device__ inline bool wait_step(const rank_link& link, i32 peer, u32 step, lane_op op) {
@@ -112,6 +119,18 @@ __device__ inline bool wait_all(const rank_link& link, u32 step, lane_op op, boo
         }
     }
     return __syncthreads_and(ok ? 1 : 0) != 0;
+}
+
+/// The same for one whole warp, which waits for the peers alone.
+__device__ inline bool wait_peers(const rank_link& link, u32 step, lane_op op) {
+    bool ok = true;
+#pragma unroll 1
+    for (i32 p = static_cast<i32>(lane_idx()); p < link.num_ranks; p += 32) {
+        if (p != link.me && link.peers[p] != nullptr) {
+            ok = wait_step(link, p, step, op) && ok;
+        }
+    }
+    return __all_sync(full_warp, ok);
 }
 
 #endif

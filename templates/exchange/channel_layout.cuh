@@ -23,8 +23,9 @@ enum class lane_op : i32 {
 };
 
 /// Memory of a lane that peers write. Its next writers wait until the last contents have been read everywhere.
-/// Packets have two of each kind, used in turn by the parity of the step.
-enum class lane_area : i32 { rows = 0, weights = 1, partials = 2, scalars = 3, row_packets = 4, sum_packets = 6 };
+/// Rows and partial sums share their memory, and so are one. Packets have two of each kind, used in turn by the parity
+/// of the step.
+enum class lane_area : i32 { rows = 0, partials = rows, weights = 1, scalars = 3, row_packets = 4, sum_packets = 6 };
 inline constexpr i32 lane_areas = 8;
 
 EPJIT_SHARED constexpr u32 area_bit(lane_area area) {
@@ -47,7 +48,7 @@ struct exchange_control {
     struct lane {
         u32 step;                   ///< steps taken; every rank counts the same ones
         u32 area_step[lane_areas];  ///< a rank that has taken this step has read the area
-        u32 leaving;                ///< blocks of the running kernel that are done; zero between kernels
+        u32 leaving;                ///< blocks of the running kernel that need the step no more; zero between kernels
         u32 gatherings;             ///< plans made from gathered rows; the last one's number is on its vectors
         u32 taken;                  ///< pieces of the running kernel's work that have been taken; zero between kernels
     } lanes[max_lanes];

@@ -5,7 +5,8 @@
 
 #include "base/device.cuh"
 #include "exchange/dispatch_layout.cuh"
-#include "exchange/flags.cuh"
+#include "exchange/telling.cuh"
+#include "exchange/window_lines.cuh"
 #include "rows/scatter_bulk_kernel.cuh"
 #include "rows/scatter_common.cuh"
 
@@ -20,23 +21,14 @@ struct line_place {
     i32 rank = 0;
 };
 
-/// Chunks that a mover has sent, in its order, for the warp that tells the peers of them.
-struct sent_chunks {
-    static constexpr i32 most = 32;
-    i32 chunk[most];  ///< number k at k % most
-    i32 arrived;      ///< of them, those whose rows are there
-    i32 told;
-    i32 ended;  ///< no more will come
-};
-
 /// The dispatch as the row functions take it, in shared memory: what loops read over and over would come from the L2
 /// time and again, since each acquire empties the L1.
 template <scatter_config Config>
 struct dispatch_phase : scatter_head {
     scatter_rank ranks[Config.num_ranks];
-    i32 first_lines[Config.num_ranks + 1];  ///< list.line_first
-    sent_chunks sent[dispatch_send_movers(Config)];  ///< of a sending block, by its movers
-    bool metadata;                           ///< something is written beside the rows of this rank
+    i32 lines[window_numbers(Config.num_ranks)];   ///< list.line_first, in a window list.line_skip too
+    sent_list sent[dispatch_send_movers(Config)];  ///< of a sending block, by its movers
+    bool metadata;                                 ///< something is written beside the rows of this rank
     static_assert(sizeof(scatter_head) + sizeof(ranks) <= dispatch_static_bytes(Config.num_ranks));
 
     /// From the arguments, before the kernel in front has ended. Called by the block, which meets before it is read.
@@ -45,7 +37,8 @@ struct dispatch_phase : scatter_head {
         const i32 thread = static_cast<i32>(threadIdx.x);
         if (thread == 0) {
             static_cast<scatter_head&>(*this) = args;
-            list.line_first = first_lines;
+            list.line_first = lines;
+            list.line_skip = args.list.window != 0 ? lines + list.num_ranks + 1 : nullptr;
             if (sends) {
                 list.lines = nullptr;  // what is sent is known by its entries
             }
@@ -57,16 +50,18 @@ struct dispatch_phase : scatter_head {
             ranks[r] = args.ranks[r];
         }
         if (thread < dispatch_send_movers(Config)) {
-            sent[thread].arrived = 0;
-            sent[thread].told = 0;
-            sent[thread].ended = 0;
+            sent[thread].begin();
         }
     }
-    /// What the plan's kernel has written.
+    /// What the plan's kernel has written. Called by the block, which meets before it is read.
     template <class Args>
     __device__ __forceinline__ void take_lines(const Args& args) {
+        if (args.list.window != 0) {
+            find_window_lines<Config.topk>(args, lines);
+            return;
+        }
         for (i32 r = static_cast<i32>(threadIdx.x); r <= args.link.num_ranks; r += dispatch_threads(Config)) {
-            first_lines[r] = args.list.line_first[r];
+            lines[r] = args.list.line_first[r];
         }
     }
 };
@@ -100,14 +95,15 @@ struct row_source {
     __device__ __forceinline__ row_source() = default;
     __device__ __forceinline__ row_source(const scatter_rank& from, i32 number, bool with_scales)
         : row(static_cast<const u8*>(from.input) + static_cast<i64>(number) * from.input_stride),
-          scales(with_scales ? static_cast<const u8*>(from.input_scales) +
-                                   static_cast<i64>(number) * from.input_scale_stride
-                             : nullptr) {}
+          scales(with_scales
+                     ? static_cast<const u8*>(from.input_scales) + static_cast<i64>(number) * from.input_scale_stride
+                     : nullptr) {}
 };
 
 /// Scales of a token's rows where they did not move with the rows.
 template <scatter_config Config>
-__device__ __forceinline__ void copy_other_scales(const dispatch_phase<Config>& phase, const token_entries& t, bool moved) {
+__device__ __forceinline__ void copy_other_scales(const dispatch_phase<Config>& phase, const token_entries& t,
+                                                  bool moved) {
     if constexpr (Config.scales != group_scale::none) {
         if (!moved) {
             copy_scales<Config>(phase, t);
@@ -117,7 +113,8 @@ __device__ __forceinline__ void copy_other_scales(const dispatch_phase<Config>& 
 
 /// A row by one warp, an element at a time: for tensors that no copy of 16 bytes may touch.
 template <scatter_config Config>
-__device__ __forceinline__ void copy_elements(const dispatch_phase<Config>& phase, const token_entries& t, const u8* from) {
+__device__ __forceinline__ void copy_elements(const dispatch_phase<Config>& phase, const token_entries& t,
+                                              const u8* from) {
     constexpr i32 size = element_bytes(Config.output);
     for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
         const i32 leader = __ffs(static_cast<i32>(leaders)) - 1;

@@ -24,7 +24,9 @@ __global__ void __launch_bounds__(dispatch_threads(Config), 1)
     const bool sends = static_cast<i32>(blockIdx.x) < args.senders;
     phase.take(args, sends);
     wait_for_kernel_before();
-    phase.take_lines(args);
+    if (!sends) {
+        phase.take_lines(args);
+    }
     if (__syncthreads_or(exchange_failed(args.link, lane_op::dispatch) ? 1 : 0) != 0) {
         return;
     }

@@ -14,21 +14,22 @@ namespace epjit::templates {
 /// same time. The next chunk is on its way while one is worked on. Called by whole warps.
 class chunk_taker {
    public:
-    __device__ __forceinline__ chunk_taker(u32* taken, i32 size, i32 tokens)
-        : taken_(taken), size_(size), tokens_(tokens), chunks_(size == 1 ? tokens : ceil_div(tokens, size)) {
+    /// Tokens [first, last), the first of a chunk. `taken`: chunks that are no longer to be had.
+    __device__ __forceinline__ chunk_taker(u32* taken, i32 size, i32 first, i32 last)
+        : taken_(taken), size_(size), last_(last), first_chunk_(first / size), chunks_(ceil_div(last, size)) {
         fetch();
     }
 
     /// The next token, or -1: none is left. `chunk`: its number.
     __device__ __forceinline__ i32 next(i32& chunk) {
         if (token_ == end_) {
-            chunk_ = __shfl_sync(full_warp, next_, 0);
+            chunk_ = first_chunk_ + __shfl_sync(full_warp, next_, 0);
             if (chunk_ >= chunks_) {
                 return -1;
             }
             fetch();
             token_ = chunk_ * size_;
-            end_ = min_of(token_ + size_, tokens_);
+            end_ = min_of(token_ + size_, last_);
         }
         chunk = chunk_;
         return token_++;
@@ -43,7 +44,8 @@ class chunk_taker {
 
     u32* taken_;
     i32 size_;
-    i32 tokens_;
+    i32 last_;
+    i32 first_chunk_;
     i32 chunks_;
     i32 next_ = 0;
     i32 chunk_ = 0;
@@ -51,8 +53,8 @@ class chunk_taker {
     i32 end_ = 0;
 };
 
-/// A token's rows as its rank sends them: one to each other rank, at the line's position there. Called by whole warps;
-/// lane k brings entry k and its position.
+/// A token's rows as its rank sends them: one to each other rank, at the line's position there, in a window at the
+/// token. Called by whole warps; lane k brings entry k and its position.
 template <scatter_config Config, class Args>
 __device__ __forceinline__ token_entries sent_entries(const Args& args, i32 token, const plan_entry& entry,
                                                       i32 position) {
@@ -63,7 +65,7 @@ __device__ __forceinline__ token_entries sent_entries(const Args& args, i32 toke
     t.source_row = token;
     if (lane < Config.topk) {
         t.entry = entry;
-        t.entry.row = entry.rank == args.link.me ? -1 : position;
+        t.entry.row = entry.rank == args.link.me ? -1 : args.list.window != 0 && position >= 0 ? token : position;
     }
     const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
     t.leads = t.has_row() && (lane == 0 || before != t.entry.rank);
@@ -76,11 +78,12 @@ template <scatter_config Config>
 class weights_sender {
    public:
     template <class Args>
-    __device__ __forceinline__ void take(const Args& args, const dispatch_phase<Config>& phase, const token_entries& t) {
+    __device__ __forceinline__ void take(const Args& args, const dispatch_phase<Config>& phase, const token_entries& t,
+                                         i32 position) {
         const float* weights = phase.ranks[args.link.me].weights;
         to_ = nullptr;
         if (weights != nullptr && t.has_row() && phase.ranks[t.entry.rank].local_weights != nullptr) {
-            to_ = phase.ranks[t.entry.rank].local_weights + static_cast<i64>(t.entry.row) * Config.topk +
+            to_ = phase.ranks[t.entry.rank].local_weights + static_cast<i64>(position) * Config.topk +
                   static_cast<i32>(lane_idx());
             weight_ = weights[static_cast<i64>(t.source_token) * args.own_weight_columns + t.entry.column];
         }
@@ -97,58 +100,23 @@ class weights_sender {
     float weight_ = 0.0f;
 };
 
-/// A mover's side of its list of chunks. Called by whole warps.
-class chunk_notes {
-   public:
-    __device__ __forceinline__ explicit chunk_notes(sent_chunks& list) : list_(list) {}
-
-    /// One more chunk is being sent.
-    __device__ __forceinline__ void begin(i32 chunk) {
-        while (begun_ - ld_acquire_block(&list_.told) >= sent_chunks::most) {
-            sleep_ns(40);  // the telling warp waits for nobody
-        }
-        if (lane_idx() == 0) {
-            list_.chunk[begun_ % sent_chunks::most] = chunk;
-        }
-        ++begun_;
-    }
-    /// The rows of the `count` first chunks are there: what all lanes have written.
-    __device__ __forceinline__ void arrived(i32 count) {
-        __syncwarp();
-        if (lane_idx() == 0) {
-            st_release_block(&list_.arrived, count);
-        }
-    }
-    __device__ __forceinline__ void end() {
-        arrived(begun_);
-        if (lane_idx() == 0) {
-            st_release_block(&list_.ended, 1);
-        }
-    }
-    [[nodiscard]] __device__ __forceinline__ i32 begun() const { return begun_; }
-
-   private:
-    sent_chunks& list_;
-    i32 begun_ = 0;
-};
-
 /// Sends the rows of one warp's chunks, loads ahead of stores.
 template <scatter_config Config, class Args>
 __device__ void send_rows(const Args& args, const dispatch_phase<Config>& phase, u8* rows, u64* barriers,
-                          line_place* queue, chunk_taker& work, sent_chunks& list) {
+                          line_place* queue, chunk_taker& work, sent_list& list) {
     using mover_type = dispatch_mover<Config, dispatch_send_movers(Config)>;
     // As many stages hold rows that stores still read as hold rows to come.
     constexpr i32 storing = mover_type::stages / 2;
     constexpr i32 most_loading = mover_type::stages - storing;
     constexpr i32 behind = max_of(6, mover_type::stages);  // rows whose stores may be under way
-    static_assert(behind + 2 <= sent_chunks::most, "chunks that have not arrived yet have their place in the list");
+    static_assert(behind + 2 <= sent_list::most, "what has not arrived yet has its place in the list");
     const scatter_rank& from = phase.ranks[args.link.me];
     const i32 lane = static_cast<i32>(lane_idx());
     const bool scales = scales_move_along<Config>(phase);
     mover_type mover(rows, barriers);
     mover.init(33);
     weights_sender<Config> weights;
-    chunk_notes notes(list);
+    sent_notes notes(list);
     i32 loaded = 0;
     i32 last_chunk = -1;
     i32 told = 0;
@@ -195,83 +163,63 @@ __device__ void send_rows(const Args& args, const dispatch_phase<Config>& phase,
         const line_place place = queue[j % mover_type::stages];
         if (place.rank != last_chunk) {
             last_chunk = place.rank;
-            notes.begin(last_chunk);
+            if (lane == 0) {
+                notes.begin(sent_list::all_peers, last_chunk);
+            }
         }
         const token_entries t = sent_entries<Config>(args, place.n, entry, position);
         mover.store(phase, t, scales);
         weights.send();
-        weights.take(args, phase, t);
+        weights.take(args, phase, t, position);
         copy_other_scales<Config>(phase, t, scales);
         if (j + 1 - behind >= (told + 1) * args.chunk) {
             bulk_wait<behind>();
-            notes.arrived(++told);
+            __syncwarp();
+            ++told;
+            if (lane == 0) {
+                notes.arrived(told);
+            }
         }
     }
     weights.send();
     bulk_wait<0>();
-    notes.end();
+    __syncwarp();
+    if (lane == 0) {
+        notes.end();
+    }
 }
 
 /// send_rows without bulk copies.
 template <scatter_config Config, class Args>
 __device__ __noinline__ void send_elements(const Args& args, const dispatch_phase<Config>& phase, chunk_taker& work,
-                                           sent_chunks& list) {
+                                           sent_list& list) {
     const scatter_rank& own = phase.ranks[args.link.me];
     const i32 lane = static_cast<i32>(lane_idx());
     weights_sender<Config> weights;
-    chunk_notes notes(list);
+    sent_notes notes(list);
     i32 chunk = -1;
     i32 last_chunk = -1;
 #pragma unroll 1
     for (i32 token = work.next(chunk); token >= 0; token = work.next(chunk)) {
-        if (chunk != last_chunk) {
-            notes.arrived(notes.begun());
-            notes.begin(chunk);
-            last_chunk = chunk;
+        __syncwarp();
+        if (chunk != last_chunk && lane == 0) {
+            notes.all_arrived();
+            notes.begin(sent_list::all_peers, chunk);
         }
+        last_chunk = chunk;
         const i64 index = static_cast<i64>(token) * Config.topk + lane;
         const bool used = lane < Config.topk;
-        const token_entries t = sent_entries<Config>(args, token, used ? args.entries[index] : plan_entry{-1, no_rank, 0},
-                                                     used ? args.list.positions[index] : -1);
+        const i32 position = used ? args.list.positions[index] : -1;
+        const token_entries t =
+            sent_entries<Config>(args, token, used ? args.entries[index] : plan_entry{-1, no_rank, 0}, position);
         copy_elements<Config>(phase, t, row_source(own, t.source_row, false).row);
-        weights.take(args, phase, t);
+        weights.take(args, phase, t, position);
         weights.send();
         copy_other_scales<Config>(phase, t, false);
     }
-    notes.end();
-}
-
-/// Raises the flags of the chunks of a block's movers as they arrive, one lane a mover: whoever sees a flag sees what
-/// its mover had stored. One warp; ends when the movers have.
-template <class Args>
-__device__ void tell_peers(const Args& args, i32 movers, sent_chunks* lists, u32 step) {
-    const i32 lane = static_cast<i32>(lane_idx());
-    sent_chunks& list = lists[min_of(lane, movers - 1)];
-    bool works = lane < movers;
-    i32 told = 0;
-#pragma unroll 1
-    while (__any_sync(full_warp, works)) {
-        const bool ended = works && ld_acquire_block(&list.ended) != 0;
-        const i32 arrived = works ? ld_acquire_block(&list.arrived) : 0;
-        if (__any_sync(full_warp, arrived > told)) {
-            fence_sys();
-#pragma unroll 1
-            for (; told < arrived; ++told) {
-                const i32 chunk = list.chunk[told % sent_chunks::most];
-#pragma unroll 1
-                for (i32 p = 0; p < args.link.num_ranks; ++p) {
-                    if (p != args.link.me) {
-                        st_relaxed_sys(flag_at(args.flags, args.link, p, chunk), step);
-                    }
-                }
-            }
-            if (works) {
-                st_release_block(&list.told, told);
-            }
-        } else {
-            sleep_ns(40);
-        }
-        works = works && !(ended && told == arrived);
+    __syncwarp();
+    if (lane == 0) {
+        notes.end();
     }
 }
 
@@ -282,7 +230,7 @@ __device__ __forceinline__ void send_part(const Args& args, dispatch_phase<Confi
     using mover_type = dispatch_mover<Config, movers>;
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;
     if (warp == movers) {
-        tell_peers(args, movers, phase.sent, step);
+        tell_peers(args.link, args.flags, phase.sent, movers, step);
         return;
     }
     if (warp > movers) {
@@ -296,10 +244,12 @@ __device__ __forceinline__ void send_part(const Args& args, dispatch_phase<Confi
         }
     }
     if (!__all_sync(full_warp, free)) {
-        chunk_notes(phase.sent[warp]).end();  // the exchange has failed
+        if (lane_idx() == 0) {
+            sent_notes(phase.sent[warp]).end();  // the exchange has failed
+        }
         return;
     }
-    chunk_taker work(&lane.taken, args.chunk, args.num_tokens);
+    chunk_taker work(&lane.taken, args.chunk, args.list.first_token, args.num_tokens);
     if (args.send_bytes == 16) {
         u64* barriers = reinterpret_cast<u64*>(memory + movers * mover_type::ring_bytes);
         line_place* queues = reinterpret_cast<line_place*>(barriers + movers * mover_type::stages);

@@ -28,7 +28,7 @@ __device__ __forceinline__ bool flag_is_seen(const chunk_flags& flags, i32 sourc
 
 /// Asked now and then while what `source` sends in this step does not come, since `start`. False: the exchange has
 /// failed.
-__device__ inline bool keep_waiting(const rank_link& link, i32 source, u32 step, lane_op op, u64 start) {
+__device__ __noinline__ bool keep_waiting(const rank_link& link, i32 source, u32 step, lane_op op, u64 start) {
     const failure_signs signs = load_failure_signs(link);
     const u64 word = ld_relaxed_sys_64(link.words + source);
     const u64 limit = step <= 4 ? link.control->first_limit_ns : link.control->limit_ns;

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights to the ranks that will apply them, rows back to their tokens' owners.
+// Weights to the ranks that will apply them, rows back to their tokens' owners, the lines of a window of tokens.
 //
-// Cost model: send_weights_kernel moves 4*K bytes a token and rank, return_rows_kernel a row an entry, once each way.
-// Launches: 1 each. SMs: as many as there are tokens or lines.
+// Cost model: send_weights_kernel moves 4*K bytes a token and rank, return_rows_kernel a row an entry, once each way;
+// window_lines_kernel reads 4 bytes of a few hundred lines. Launches: 1 each. SMs: as many as there are tokens or
+// lines, of the last one.
 #pragma once
 
 #include "base/convert.cuh"
 #include "base/device.cuh"
 #include "exchange/flags.cuh"
 #include "exchange/helpers_layout.cuh"
+#include "exchange/window_lines.cuh"
 #include "rows/row_list.cuh"
 
 namespace epjit::templates {
@@ -77,6 +79,15 @@ __global__ void __launch_bounds__(helper_threads)
             }
         }
     }
+}
+
+/// For kernels that take a list as it is given.
+template <exchange_kernels_config Config>
+__global__ void __launch_bounds__(helper_threads) window_lines_kernel(const __grid_constant__ window_lines_args args) {
+    if (list_failed(args)) {
+        return;
+    }
+    find_window_lines<Config.topk>(args, args.numbers);
 }
 
 #endif

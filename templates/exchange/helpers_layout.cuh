@@ -33,7 +33,14 @@ struct return_rows_head {
     i32 row_bytes;
     i32 vector_bytes;
 };
-static_assert(sizeof(return_rows_head) == 72 + 32);
+static_assert(sizeof(return_rows_head) == 80 + 32);
+
+/// Arguments of window_lines_kernel: the list's window tells which lines.
+struct window_lines_args {
+    row_list list;
+    i32* numbers;  ///< [window_numbers(R)]
+};
+static_assert(sizeof(window_lines_args) == 80 + 8);
 
 template <i32 NumRanks>
 struct return_rows_args : return_rows_head {

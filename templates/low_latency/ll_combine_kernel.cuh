@@ -3,35 +3,20 @@
 // sums come back as packets that announce themselves.
 //
 // Cost model: a token's partial sums cross once a rank in 4/3 of their bytes; one flight over the link, two where
-// weights travel. Launches: 1. SMs: a block a line and a block a token, up to what fits. In the grid: blocks that send
-// weights wait for nothing, blocks that send sums for the peers' weights, blocks that finish tokens for the peers'
-// sums.
+// weights travel, the first of which hides the reading of rows. Launches: 1. SMs: a block for each part of a line's sum
+// and of a token's, up to what fits (see ll_dispatch_kernel). In the grid: blocks that send weights wait for nothing,
+// blocks that send sums for the peers' weights, blocks that finish tokens for the peers' sums.
 #pragma once
 
 #include "base/convert.cuh"
 #include "base/device.cuh"
 #include "exchange/line_terms.cuh"
 #include "low_latency/packets.cuh"
-#include "rows/gather_common.cuh"
 #include "rows/gather_kernel.cuh"
 
 namespace epjit::templates {
 
 #if defined(__CUDACC__)
-
-/// One rank's part as the row functions take it.
-struct own_sum_phase : gather_head {
-    struct rank_entry {
-        i32 host;
-    };
-    struct rank_hosts {
-        const u8* hosts;
-        __device__ __forceinline__ rank_entry operator[](i32 r) const { return {hosts[r]}; }
-    } ranks;
-
-    __device__ __forceinline__ explicit own_sum_phase(const ll_combine_args& args)
-        : gather_head(args), ranks{args.hosts} {}
-};
 
 template <gather_config Config>
 struct sum_packets {
@@ -39,82 +24,105 @@ struct sum_packets {
     static constexpr i32 units = record.units();
     static constexpr i32 words = record.unit_words();
     static constexpr i64 plane = static_cast<i64>(units) * packet_size;
+    static constexpr i32 parts = record.parts(Config.threads);  ///< of a sum, each a block's, a thread a unit
     static_assert(record.unit_packets == 2 && words == 6);
 };
 
-/// Rows of one sum: in memory, or packets where `source` is a peer.
+/// A unit's values: in memory and on the wire six words.
 template <gather_config Config>
-struct packet_terms {
-    row_terms<Config> rows;
-    i32 source[Config.topk];  ///< of rows.term[n]: the peer whose packets they are, -1: a row
+struct unit_values {
+    static constexpr i32 words = sum_packets<Config>::words;
+    using piece = unpacked<Config.type, 8>;
+    static constexpr i32 count = words / 2 * piece::count;
+    float v[count] = {};
+
+    __device__ __forceinline__ void add(const u32 (&w)[words], float weight) {
+#pragma unroll
+        for (i32 p = 0; p < words / 2; ++p) {
+            piece some;
+            some.unpack(packet<8>{uint2{w[2 * p], w[2 * p + 1]}});
+#pragma unroll
+            for (i32 i = 0; i < piece::count; ++i) {
+                v[p * piece::count + i] = fmaf(weight, some.values[i], v[p * piece::count + i]);
+            }
+        }
+    }
+    /// Adds what another sum is worth on the wire, and clears it.
+    __device__ __forceinline__ void take(unit_values& other) {
+#pragma unroll
+        for (i32 i = 0; i < count; ++i) {
+            v[i] += round_through<Config.type>(other.v[i]);
+            other.v[i] = 0.0f;
+        }
+    }
+    __device__ __forceinline__ void pack(u32 (&w)[words]) const {
+#pragma unroll
+        for (i32 p = 0; p < words / 2; ++p) {
+            piece some;
+#pragma unroll
+            for (i32 i = 0; i < piece::count; ++i) {
+                some.values[i] = v[p * piece::count + i];
+            }
+            const uint2 packed = some.pack().v;
+            w[2 * p] = packed.x;
+            w[2 * p + 1] = packed.y;
+        }
+    }
 };
 
-/// A unit of the token's sum: rows are loaded, packets awaited, both added in the declared order.
-template <gather_config Config>
-__device__ __forceinline__ bool sum_unit(const packet_terms<Config>& terms, sum_order order, i32 unit, bool wide,
-                                         const rank_link& link, u32 step, u32 (&result)[sum_packets<Config>::words]) {
+/// A unit of the sum of this rank's rows of one token, rounded as it is on the wire. Called by whole warps: lane k has
+/// the row of entry k, `used` the lanes that have one. `weigh` gives the lane's weight, for which it may wait: the
+/// first rows are on their way by then. False: it did not come.
+template <gather_config Config, bool Wide, class Weigh>
+__device__ __forceinline__ bool sum_own_rows(const gather_rank& own, i32 row, u32 used, i32 unit, const Weigh& weigh,
+                                             u32 (&result)[sum_packets<Config>::words]) {
     using packets = sum_packets<Config>;
-    constexpr i32 batch = min_of(Config.topk, 2);
-    using values_type = unpacked<Config.type, 8>;
-    constexpr i32 per_piece = values_type::count;
-    constexpr i32 count = 3 * per_piece;
-    ordered_sum<Config.type, count> sum;
+    constexpr i32 batch = Wide ? min_of(Config.topk, 4) : 1;
+    unit_values<Config> sum;
+    float weight = 1.0f;
     bool ok = true;
+    u32 rest = used;
 #pragma unroll 1
-    for (i32 first = 0; first < terms.rows.count; first += batch) {
+    do {
         u32 rows[batch][packets::words] = {};
+        u32 now = rest;
 #pragma unroll
         for (i32 n = 0; n < batch; ++n) {
-            if (first + n < terms.rows.count && terms.source[first + n] < 0) {
-                load_words(terms.rows.term[first + n].row, unit * packets::words * 4, packets::record.row_bytes, wide,
-                           rows[n]);
+            const i32 k = __ffs(static_cast<i32>(rest)) - 1;
+            const i64 at = __shfl_sync(full_warp, row, k & 31);
+            if (rest != 0) {
+                load_words(static_cast<const u8*>(own.rows) + at * own.row_stride, unit * packets::words * 4,
+                           packets::record.row_bytes, Wide, rows[n]);
             }
+            rest &= rest - 1;
         }
-        const i32 end = min_of(first + batch, terms.rows.count);
-#pragma unroll 1
-        for (i32 n = first; n < end; ++n) {
-            const row_term& term = terms.rows.term[n];
-            if (terms.source[n] >= 0) {
-                ok = await_packets<2>(term.row + unit * packet_size, packets::plane, link, terms.source[n], step,
-                                      lane_op::combine, rows[0]) &&
-                     ok;
-            }
-            if (term.boundary != 0) {
-                sum.close(term.boundary == 2);
-            }
-            float values[count];
-#pragma unroll
-            for (i32 p = 0; p < 3; ++p) {
-                values_type v;
-                v.unpack(packet<8>{uint2{rows[0][2 * p], rows[0][2 * p + 1]}});
-#pragma unroll
-                for (i32 i = 0; i < per_piece; ++i) {
-                    values[p * per_piece + i] = v.values[i];
-                }
-            }
-            sum.add(values, term.weight);
-#pragma unroll
-            for (i32 m = 0; m + 1 < batch; ++m) {
-#pragma unroll
-                for (i32 w = 0; w < packets::words; ++w) {
-                    rows[m][w] = rows[m + 1][w];
-                }
-            }
+        if (now == used) {
+            ok = weigh(weight);
         }
-    }
-    sum.close(true);
 #pragma unroll
-    for (i32 p = 0; p < 3; ++p) {
-        values_type v;
-#pragma unroll
-        for (i32 i = 0; i < per_piece; ++i) {
-            v.values[i] = sum.total[p * per_piece + i];
+        for (i32 n = 0; n < batch; ++n) {
+            const i32 k = __ffs(static_cast<i32>(now)) - 1;
+            const float w = __shfl_sync(full_warp, weight, k & 31);
+            if (now != 0) {
+                sum.add(rows[n], w);
+            }
+            now &= now - 1;
         }
-        const uint2 packed = v.pack().v;
-        result[2 * p] = packed.x;
-        result[2 * p + 1] = packed.y;
-    }
+    } while (rest != 0);
+    // A partial sum starts at +0, so that none is -0.
+    unit_values<Config> total;
+    total.take(sum);
+    total.pack(result);
     return ok;
+}
+
+template <gather_config Config, class Weigh>
+__device__ __forceinline__ bool sum_rows(const ll_combine_args& args, i32 row, u32 used, i32 unit, const Weigh& weigh,
+                                         u32 (&result)[sum_packets<Config>::words]) {
+    // On the flat layout a rank has one row of the token, which several entries name.
+    const u32 rows = args.layout == row_layout::flat ? used & (0u - used) : used;
+    return args.vector_bytes >= 8 ? sum_own_rows<Config, true>(args.own, row, rows, unit, weigh, result)
+                                  : sum_own_rows<Config, false>(args.own, row, rows, unit, weigh, result);
 }
 
 /// The weights of lines of this step.
@@ -126,105 +134,252 @@ __device__ __forceinline__ weight_area weights_of(const ll_combine_args& args, c
     return area;
 }
 
-/// The rows of a peer's line. By one warp.
+/// Sends the weights of this rank's tokens that lie on other ranks, an entry a thread; thread `thread` of `threads`,
+/// both of whole warps. Null weights are ones.
 template <gather_config Config>
-__device__ inline bool resolve_peer_line(const ll_combine_args& args, const own_sum_phase& phase, const packet_step& at,
-                                         i32 source, i32 position, packet_terms<Config>& out) {
-    bool ok = true;
-    const row_term* term = resolve_line<Config>(args, weights_of(args, at, Config.topk), phase, args.own, source,
-                                                position, at.step, out.rows, ok);
-    if (term != nullptr) {
-        out.source[term - out.rows.term] = -1;
-    }
-    return __all_sync(full_warp, ok);
-}
-
-/// The parts of a token of this rank. By one warp.
-template <gather_config Config>
-__device__ inline void resolve_own_token(const ll_combine_args& args, const own_sum_phase& phase, const packet_step& at,
-                                         i32 token, packet_terms<Config>& out) {
-    awaited_sum awaited;
-    const row_term* term =
-        resolve_token<Config>(args, phase, args.own, token, out.rows, awaited, [&](i32 source, i32 position) {
-            return record_from(args.sums, args.link, at.parity(), source, position,
-                               sum_packets<Config>::record.bytes());
-        });
-    if (term != nullptr) {
-        out.source[term - out.rows.term] = awaited.source;
-    }
-}
-
-/// Every `step`-th sum from number `first` on, a block each: of the peers' lines, to their owners, or of this rank's
-/// tokens.
-template <gather_config Config>
-__device__ inline void make_sums(const ll_combine_args& args, own_sum_phase& phase, const packet_step& at, bool lines,
-                                 i32 first, i32 step, packet_terms<Config>& terms) {
-    using packets = sum_packets<Config>;
-    if (lines) {
-        prefetch_line<Config.topk>(args, first);
-    }
-    bool ok = lines ? at.may_write(args.link, lane_op::combine) : !shows_failure(at.signs, args.link, lane_op::combine);
-    phase.order = lines ? sum_order::per_rank : phase.order;
-    i32 n = first;
+__device__ inline void send_weights(const ll_combine_args& args, const packet_step& shared, i32 thread, i32 threads) {
+    constexpr i32 topk = Config.topk;
+    const i32 size = args.num_tokens * topk;
+    // Where a token's weights lie as its entries do, they are read beside the entries and find theirs in the warp.
+    const bool beside = 32 % topk == 0 && args.own_weight_columns == topk;
+    const i32 lane = static_cast<i32>(lane_idx());
+    packet_step at{};
 #pragma unroll 1
-    for (i32 r = lines ? 1 : 0; r < (lines ? args.link.num_ranks : 1); ++r) {
-        // Every rank starts with the one after it, so that no link is wanted by all at once.
-        const i32 source =
-            args.link.me + r < args.link.num_ranks ? args.link.me + r : args.link.me + r - args.link.num_ranks;
-        const i32 count = lines ? args.list.line_first[source + 1] - args.list.line_first[source] : args.num_tokens;
-#pragma unroll 1
-        for (; n < count; n += step) {
-            if (threadIdx.x < 32 && ok) {
-                if (lines) {
-                    ok = resolve_peer_line<Config>(args, phase, at, source, n, terms);
-                } else {
-                    resolve_own_token<Config>(args, phase, at, n, terms);
-                }
+    for (i32 i = thread; i == thread || i - lane < size; i += threads) {
+        plan_entry entry{-1, no_rank, 0};
+        i32 position = 0;
+        float weight = 1.0f;
+        if (i < size) {
+            entry = args.entries[i];
+            position = args.list.positions[i];
+            if (beside && args.own.weights != nullptr) {
+                weight = args.own.weights[i];
             }
-            if (__syncthreads_and(ok ? 1 : 0) == 0) {
+        }
+        if (i == thread) {
+            at = meet_step(shared);
+            if (at.may_write == 0) {
                 return;
             }
-            u8* to = lines ? record_at(args.sums, args.link, at.parity(), source, n, packets::record.bytes())
-                           : static_cast<u8*>(args.own.output) + static_cast<i64>(n) * args.own.output_stride;
+        }
+        if (args.own.weights != nullptr) {
+            if (beside) {
+                weight = __shfl_sync(full_warp, weight, lane / topk * topk + entry.column % topk);
+            } else if (entry.rank != no_rank && entry.rank != args.link.me) {
+                weight = args.own.weights[static_cast<i64>(i / topk) * args.own_weight_columns + entry.column];
+            }
+        }
+        if (entry.rank != no_rank && entry.rank != args.link.me) {
+            const weight_area area = weights_of(args, at, topk);
+            u64* to = reinterpret_cast<u64*>(args.link.peers[entry.rank] + area.offset);
+            st_relaxed_sys_64(to + (static_cast<i64>(args.link.me) * area.lines + position) * topk + i % topk,
+                              static_cast<u64>(at.step) << 32 | __float_as_uint(weight));
+        }
+    }
+}
+
+/// Sums of the peers' lines, to their owners: numbers `first`, `first + step`, ... of all lines' parts.
+template <gather_config Config>
+__device__ inline void send_sums(const ll_combine_args& args, const packet_step& shared, i32 first, i32 step) {
+    using packets = sum_packets<Config>;
+    packet_step at{};
+    bool met = false;
+    i32 n = first;
 #pragma unroll 1
-            for (i32 unit = static_cast<i32>(threadIdx.x); unit < packets::units; unit += Config.threads) {
-                u32 words[packets::words];
-                ok =
-                    sum_unit<Config>(terms, phase.order, unit, args.vector_bytes >= 8, args.link, at.step, words) && ok;
-                if (lines) {
-                    send_packets<2>(to + unit * packet_size, packets::plane, at.step, words);
-                } else if (ok) {
-                    store_words(to, unit * packets::words * 4, packets::record.row_bytes, args.vector_bytes >= 8,
-                                words);
+    for (i32 r = 1; r < args.link.num_ranks; ++r) {
+        const i32 source = peer_after(args.link, r);
+        const i32 before = args.list.line_first[source];
+        const i32 end = args.list.line_first[source + 1];
+#pragma unroll 1
+        for (;; n += step) {
+            // The line is read before it is known to be one: all loads are under way at once.
+            const i32 position = n / packets::parts;
+            i32 row = -1;
+            if (position < args.list.list_stride) {
+                row = read_line_entry<Config.topk>(args, source, position).row;
+            }
+            if (!met) {
+                met = true;
+                at = meet_step(shared);
+                if (at.may_write == 0) {
+                    return;
                 }
             }
-            __syncthreads();
+            if (position >= end - before) {
+                break;
+            }
+            const i32 unit = (n - position * packets::parts) * Config.threads + static_cast<i32>(threadIdx.x);
+            u32 words[packets::words];
+            const bool ok = sum_rows<Config>(
+                args, row, __ballot_sync(full_warp, row >= 0), unit,
+                [&](float& weight) {
+                    bool came = row < 0 || args.weighted == 0;
+                    if (!came) {
+                        const u64* word = line_weight_at<Config.topk>(weights_of(args, at, Config.topk), source,
+                                                                      position, static_cast<i32>(lane_idx()));
+                        came = await_line_weight(args.link, word, ld_relaxed_sys_64(word), source, at.step, weight);
+                    }
+                    return __all_sync(full_warp, came) != 0;
+                },
+                words);
+            if (!ok) {
+                return;
+            }
+            if (unit < packets::units) {
+                u8* to = record_at(args.sums, args.link, at.parity(), source, position, packets::record.bytes());
+                send_packets<2>(to + unit * packet_size, packets::plane, at.step, words);
+            }
         }
-        n -= count;
+        n -= (end - before) * packets::parts;
+    }
+    if (!met) {
+        meet_step(shared);
+    }
+}
+
+/// A token's partial sums in the order of ranks or of hosts: lane k of a warp may have the k-th entry's rank, the first
+/// of its kind.
+struct partial_sums {
+    i32 source = -1;  ///< -1: this lane has none
+    i32 position = 0;
+    i32 host = 0;
+    i32 place = -1;  ///< in the sum
+    i32 count = 0;   ///< of all lanes
+};
+
+/// Called by whole warps with each lane's entry; `here`: this rank has rows of the token.
+template <gather_config Config>
+__device__ __forceinline__ partial_sums order_partials(const ll_combine_args& args, const plan_entry& entry,
+                                                       i32 position, bool here) {
+    partial_sums out;
+    const i32 lane = static_cast<i32>(lane_idx());
+    const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(entry.rank), 1);
+    const bool first =
+        entry.rank != no_rank && (lane == 0 || previous != entry.rank) && (entry.rank != args.link.me || here);
+    out.source = first ? entry.rank : -1;
+    out.position = position;
+    const u32 firsts = __ballot_sync(full_warp, first);
+    out.count = __popc(firsts);
+    if (args.order == sum_order::per_host) {
+        out.host = first ? args.hosts[entry.rank] : 0x7fffffff;
+        out.place = 0;
+#pragma unroll 1
+        for (i32 j = 0; j < Config.topk; ++j) {
+            const i32 other = __shfl_sync(full_warp, out.host, j);
+            out.place += other < out.host || (other == out.host && j < lane) ? 1 : 0;
+        }
+    } else {
+        out.host = lane;
+        out.place = __popc(firsts & ((1u << lane) - 1));
+    }
+    out.place = first ? out.place : -1;
+    return out;
+}
+
+/// A unit of a token: this rank's own sum, and those that the others send.
+template <gather_config Config>
+__device__ __forceinline__ bool sum_partials(const ll_combine_args& args, const packet_step& at,
+                                             const partial_sums& partials, i32 unit,
+                                             u32 (&words)[sum_packets<Config>::words]) {
+    using packets = sum_packets<Config>;
+    // Every partial sum is rounded already: it is added as it is.
+    unit_values<Config> total;
+    unit_values<Config> host_total;
+    bool ok = true;
+    i32 last_host = 0;
+#pragma unroll 1
+    for (i32 n = 0; n < partials.count; ++n) {
+        const i32 k = __ffs(static_cast<i32>(__ballot_sync(full_warp, partials.place == n))) - 1;
+        const i32 source = __shfl_sync(full_warp, partials.source, k);
+        const i32 position = __shfl_sync(full_warp, partials.position, k);
+        const i32 host = __shfl_sync(full_warp, partials.host, k);
+        if (host != last_host) {
+            total.take(host_total);
+        }
+        last_host = host;
+        u32 arrived[packets::words] = {};
+        if (source != args.link.me && unit < packets::units && ok) {
+            const u8* record =
+                record_from(args.sums, args.link, at.parity(), source, position, packets::record.bytes());
+            ok = await_packets<2>(record + unit * packet_size, packets::plane, args.link, source, at.step,
+                                  lane_op::combine, arrived);
+        }
+#pragma unroll
+        for (i32 w = 0; w < packets::words; ++w) {
+            arrived[w] = source == args.link.me ? words[w] : arrived[w];
+        }
+        host_total.add(arrived, 1.0f);
+    }
+    total.take(host_total);
+    total.pack(words);
+    return ok;
+}
+
+/// This rank's tokens: numbers `first`, `first + step`, ... of their parts.
+template <gather_config Config>
+__device__ inline void finish_tokens(const ll_combine_args& args, const packet_step& shared, i32 first, i32 step) {
+    using packets = sum_packets<Config>;
+    const i32 lane = static_cast<i32>(lane_idx());
+    packet_step at{};
+#pragma unroll 1
+    for (i32 n = first; n == first || n < args.num_tokens * packets::parts; n += step) {
+        const i32 token = n / packets::parts;
+        const bool exists = token < args.num_tokens;
+        plan_entry entry{-1, no_rank, 0};
+        i32 position = -1;
+        if (exists && lane < Config.topk) {
+            const i64 index = static_cast<i64>(token) * Config.topk + lane;
+            entry = args.entries[index];
+            position = args.list.positions[index];
+        }
+        if (n == first) {
+            at = meet_step(shared);
+        }
+        if (!exists || at.lives == 0) {
+            return;
+        }
+        const i32 row = entry.rank == args.link.me ? entry.row : -1;
+        const u32 used = __ballot_sync(full_warp, row >= 0);
+        const partial_sums partials = order_partials<Config>(args, entry, position, used != 0);
+        const i32 unit = (n - token * packets::parts) * Config.threads + static_cast<i32>(threadIdx.x);
+        u32 words[packets::words] = {};
+        if (used != 0) {
+            sum_rows<Config>(
+                args, row, used, unit,
+                [&](float& weight) {
+                    if (row >= 0 && args.own.weights != nullptr) {
+                        weight = args.own.weights[static_cast<i64>(token) * args.own_weight_columns + entry.column];
+                    }
+                    return true;
+                },
+                words);
+        }
+        const bool ok = sum_partials<Config>(args, at, partials, unit, words);
+        if (!__all_sync(full_warp, ok)) {
+            return;
+        }
+        store_words(static_cast<u8*>(args.own.output) + static_cast<i64>(token) * args.own.output_stride,
+                    unit * packets::words * 4, packets::record.row_bytes, args.vector_bytes >= 8, words);
     }
 }
 
 template <gather_config Config>
-__global__ void __launch_bounds__(Config.threads, 1) ll_combine_kernel(const __grid_constant__ ll_combine_args args) {
-    __shared__ packet_terms<Config> terms;
-    wait_for_kernel_before();
-    const packet_step at(args.link, lane_area::sum_packets);
-    own_sum_phase phase(args);
+__global__ void __launch_bounds__(Config.threads, max_of(1, 640 / Config.threads))
+    ll_combine_kernel(const __grid_constant__ ll_combine_args args) {
+    __shared__ packet_step step;
     const i32 block = static_cast<i32>(blockIdx.x);
-    begin_step(args.link, at, lane_op::combine);
+    const i32 owners = args.weight_blocks + args.senders;
+    prefetch_link(args.link);
+    wait_for_kernel_before();
+    learn_step(args.link, lane_area::sum_packets, lane_op::combine, block < owners, step);
     if (block < args.weight_blocks) {
-        if (at.may_write(args.link, lane_op::combine)) {
-            send_line_weights<Config.topk>(args, weights_of(args, at, Config.topk), args.own, at.step,
-                                           block * Config.threads + static_cast<i32>(threadIdx.x),
-                                           args.weight_blocks * Config.threads);
-        }
+        send_weights<Config>(args, step, block * Config.threads + static_cast<i32>(threadIdx.x),
+                             args.weight_blocks * Config.threads);
+    } else if (block < owners) {
+        send_sums<Config>(args, step, block - args.weight_blocks, args.senders);
     } else {
-        const i32 owners = args.weight_blocks + args.senders;
-        const bool lines = block < owners;
-        make_sums<Config>(args, phase, at, lines, block - (lines ? args.weight_blocks : owners),
-                          lines ? args.senders : static_cast<i32>(gridDim.x) - owners, terms);
+        finish_tokens<Config>(args, step, block - owners, static_cast<i32>(gridDim.x) - owners);
     }
-    end_step(args.link, at, lane_area::sum_packets);
 }
 
 #endif

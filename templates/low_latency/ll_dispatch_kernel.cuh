@@ -3,8 +3,9 @@
 // themselves, straight from the caller's input and straight to their places.
 //
 // Cost model: a row crosses once a rank in 4/3 of its bytes; one flight over the link, no flag and no round of steps.
-// Launches: 1. SMs: a block a token and a block an arriving line, up to what fits. Senders come first in the grid and
-// wait for nothing in it; receivers wait for the peers' senders.
+// Launches: 1. SMs: a block for each part of a token's row and of an arriving line's, up to what fits: an SM stores 46
+// GB/s into a peer's memory, so a row of 14 KiB leaves one in 0.4 us and four in 0.1. Senders come first in the grid
+// and wait for nothing in it; receivers wait for the peers' senders.
 #pragma once
 
 #include "base/device.cuh"
@@ -33,6 +34,8 @@ struct row_packets {
     static constexpr i32 words = record.unit_words();
     static constexpr i64 plane = static_cast<i64>(units) * packet_size;
     static constexpr i64 tail = plane * record.unit_packets;
+    static constexpr i32 unit_threads = row_unit_threads(Config.threads);
+    static constexpr i32 parts = record.parts(unit_threads);  ///< of a row, each a block's
     static constexpr i32 scale_bytes_of_row = ceil_div(Config.hidden, scale_group) * scale_bytes(Config.scales);
     static constexpr i32 scale_words_of_row = scale_words(Config.hidden, Config.scales);
     static_assert(record.unit_packets == 4);
@@ -143,65 +146,68 @@ __device__ inline void send_tail(const ll_dispatch_args& args, const own_rank_ph
     write_metadata_inline<Config>(phase, here);
 }
 
-/// Sends the tokens `first`, `first + step`, ..., a block a token: each unit is read once and leaves for every rank
-/// that wants it, this one among them.
+/// Sends parts of rows: numbers `first`, `first + step`, ... of the tokens' parts. Each unit is read once and leaves
+/// for every rank that wants it, this one among them.
 template <scatter_config Config>
-__device__ inline void send_tokens(const ll_dispatch_args& args, const own_rank_phase& phase, const packet_step& at,
-                                   i32 first, i32 tokens_step) {
+__device__ inline void send_tokens(const ll_dispatch_args& args, const own_rank_phase& phase, const packet_step& shared,
+                                   i32 first, i32 step) {
     using packets = row_packets<Config>;
     const i32 lane = static_cast<i32>(lane_idx());
     const i32 me = args.link.me;
-    bool allowed = false;
+    const bool beside = threadIdx.x >= packets::unit_threads;
+    packet_step at{};
 #pragma unroll 1
-    for (i32 token = first; token < args.num_tokens; token += tokens_step) {
+    for (i32 n = first; n - first == 0 || n < args.num_tokens * packets::parts; n += step) {
+        const i32 token = n / packets::parts;
+        const i32 part = n - token * packets::parts;
+        const bool exists = token < args.num_tokens;
         token_entries t;
         i32 position = -1;
-        if (lane < Config.topk) {
+        if (exists && lane < Config.topk) {
             const i64 index = static_cast<i64>(token) * Config.topk + lane;
             t.entry = args.entries[index];
             position = args.list.positions[index];
             t.slot = args.entry_slots[index];
         }
         const u8* row = static_cast<const u8*>(args.own.input) + static_cast<i64>(token) * args.own.input_stride;
-        i32 unit = static_cast<i32>(threadIdx.x);
-        u32 words[packets::words];
-        load_words(row, unit * packets::words * 4, packets::record.row_bytes, args.send_bytes == 16, words);
-        if (!allowed && !at.may_write(args.link, lane_op::dispatch)) {
+        const i32 unit = part * packets::unit_threads + static_cast<i32>(threadIdx.x);
+        u32 words[packets::words] = {};
+        if (exists && !beside) {
+            load_words(row, unit * packets::words * 4, packets::record.row_bytes, args.send_bytes == 16, words);
+        }
+        if (n == first) {
+            at = meet_step(shared);
+        }
+        if (!exists || at.may_write == 0) {
             return;
         }
-        allowed = true;
         t.source_rank = me;
         t.source_token = token;
-        if (args.own.weights != nullptr && t.entry.rank != no_rank) {
-            t.weight = args.own.weights[static_cast<i64>(token) * args.own_weight_columns + t.entry.column];
-        }
         const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
         const u32 away = __ballot_sync(
             full_warp, t.entry.rank != no_rank && t.entry.rank != me && (lane == 0 || previous != t.entry.rank));
         token_entries here = t;
         here.entry.row = t.entry.rank == me ? t.entry.row : -1;
         mark_leaders<Config>(args, here);
-        for (;;) {
-            const bool has_unit = unit < packets::units;
-            for (u32 peers = away; peers != 0; peers &= peers - 1) {
-                const i32 k = __ffs(static_cast<i32>(peers)) - 1;
-                const i32 peer = static_cast<i32>(__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), k));
-                u8* to = record_at(args.rows, args.link, at.parity(), peer, __shfl_sync(full_warp, position, k),
-                                   packets::record.bytes());
-                if (has_unit) {
-                    send_packets<4>(to + unit * packet_size, packets::plane, at.step, words);
+        if (beside) {
+            if (part == 0) {
+                if (args.own.weights != nullptr && t.entry.rank != no_rank) {
+                    here.weight = args.own.weights[static_cast<i64>(token) * args.own_weight_columns + t.entry.column];
                 }
+                send_tail<Config>(args, phase, here, position, away, at.step);
             }
-            store_unit<Config>(args, here, unit * packets::words * 4, words);
-            unit += Config.threads;
-            if (unit - lane >= packets::units) {
-                break;
+            continue;
+        }
+        for (u32 peers = away; peers != 0; peers &= peers - 1) {
+            const i32 k = __ffs(static_cast<i32>(peers)) - 1;
+            const i32 peer = static_cast<i32>(__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), k));
+            u8* to = record_at(args.rows, args.link, at.parity(), peer, __shfl_sync(full_warp, position, k),
+                               packets::record.bytes());
+            if (unit < packets::units) {
+                send_packets<4>(to + unit * packet_size, packets::plane, at.step, words);
             }
-            load_words(row, unit * packets::words * 4, packets::record.row_bytes, args.send_bytes == 16, words);
         }
-        if (threadIdx.x >= Config.threads - 32) {
-            send_tail<Config>(args, phase, here, position, away, at.step);
-        }
+        store_unit<Config>(args, here, unit * packets::words * 4, words);
     }
 }
 
@@ -240,53 +246,72 @@ __device__ inline bool receive_tail(const ll_dispatch_args& args, const own_rank
     return __all_sync(full_warp, ok);
 }
 
-/// Receives every `lines_step`-th of the peers' lines from number `first` on, a block a line.
+/// Receives parts of the peers' lines: numbers `first`, `first + step`, ... of all lines' parts.
 template <scatter_config Config>
-__device__ inline void receive_lines(const ll_dispatch_args& args, const own_rank_phase& phase, const packet_step& at,
-                                     i32 first, i32 lines_step) {
+__device__ inline void receive_lines(const ll_dispatch_args& args, const own_rank_phase& phase,
+                                     const packet_step& shared, i32 first, i32 step) {
     using packets = row_packets<Config>;
-    const i32 lane = static_cast<i32>(lane_idx());
-    prefetch_line<Config.topk>(args, first);
-    if (shows_failure(at.signs, args.link, lane_op::dispatch)) {
-        return;
-    }
-    bool ok = true;
+    const bool beside = threadIdx.x >= packets::unit_threads;
+    packet_step at{};
+    bool met = false;
     i32 n = first;
 #pragma unroll 1
     for (i32 r = 1; r < args.link.num_ranks; ++r) {
-        const i32 source =
-            args.link.me + r < args.link.num_ranks ? args.link.me + r : args.link.me + r - args.link.num_ranks;
-        const i32 lines = args.list.line_first[source + 1] - args.list.line_first[source];
+        const i32 source = peer_after(args.link, r);
+        const i32 before = args.list.line_first[source];
+        const i32 end = args.list.line_first[source + 1];
 #pragma unroll 1
-        for (; n < lines; n += lines_step) {
+        for (bool more = true; more; n += step) {
+            // The line is read before it is known to be one: all loads are under way at once.
+            const i32 position = n / packets::parts;
+            line_entry e;
             token_entries t;
             t.source_rank = source;
-            const u8* line = line_of<Config.topk>(args, source, n);
-            t.source_token = *reinterpret_cast<const i32*>(line);
-            const listed_entry e = read_listed_entry<Config.topk>(args, 0, source, n);
-            t.entry = e.entry;
-            t.slot = e.slot;
-            mark_leaders<Config>(args, t);
-            const u8* record = record_from(args.rows, args.link, at.parity(), source, n, packets::record.bytes());
-#pragma unroll 1
-            for (i32 unit = static_cast<i32>(threadIdx.x); unit - lane < packets::units; unit += Config.threads) {
-                u32 words[packets::words] = {};
-                if (unit < packets::units) {
-                    ok = await_packets<4>(record + unit * packet_size, packets::plane, args.link, source, at.step,
-                                          lane_op::dispatch, words) &&
-                         ok;
-                }
-                ok = __all_sync(full_warp, ok);
-                if (!ok) {
+            if (position < args.list.list_stride) {
+                e = read_line_entry<Config.topk>(args, source, position);
+                t.source_token = *reinterpret_cast<const i32*>(line_of<Config.topk>(args, source, position));
+            }
+            if (!met) {
+                met = true;
+                at = meet_step(shared);
+                if (at.lives == 0) {
                     return;
                 }
-                store_unit<Config>(args, t, unit * packets::words * 4, words);
             }
-            if (threadIdx.x >= Config.threads - 32 && !receive_tail<Config>(args, phase, t, record, at.step)) {
+            more = position < end - before;
+            if (!more) {
+                break;
+            }
+            if (e.slot != no_slot) {
+                t.entry = {e.row, static_cast<u16>(args.link.me), 0};
+                t.slot = e.slot;
+            }
+            mark_leaders<Config>(args, t);
+            const u8* record =
+                record_from(args.rows, args.link, at.parity(), source, position, packets::record.bytes());
+            const i32 part = n - position * packets::parts;
+            if (beside) {
+                if (part == 0 && !receive_tail<Config>(args, phase, t, record, at.step)) {
+                    return;
+                }
+                continue;
+            }
+            const i32 unit = part * packets::unit_threads + static_cast<i32>(threadIdx.x);
+            u32 words[packets::words] = {};
+            bool ok = true;
+            if (unit < packets::units) {
+                ok = await_packets<4>(record + unit * packet_size, packets::plane, args.link, source, at.step,
+                                      lane_op::dispatch, words);
+            }
+            if (!__all_sync(full_warp, ok)) {
                 return;
             }
+            store_unit<Config>(args, t, unit * packets::words * 4, words);
         }
-        n -= lines;
+        n -= (end - before) * packets::parts;
+    }
+    if (!met) {
+        meet_step(shared);
     }
 }
 
@@ -294,22 +319,24 @@ template <scatter_config Config>
 __global__ void __launch_bounds__(Config.threads, max_of(1, 1024 / Config.threads))
     ll_dispatch_kernel(const __grid_constant__ ll_dispatch_args args) {
     static_assert(Config.input == Config.output, "packets do not convert");
-    wait_for_kernel_before();
-    const packet_step at(args.link, lane_area::row_packets);
+    __shared__ packet_step step;
     const own_rank_phase phase(args);
     const i32 block = static_cast<i32>(blockIdx.x);
-    begin_step(args.link, at, lane_op::dispatch);
-    if (block < args.senders) {
-        send_tokens<Config>(args, phase, at, block, args.senders);
+    const bool sends = block < args.senders;
+    prefetch_link(args.link);
+    wait_for_kernel_before();
+    learn_step(args.link, lane_area::row_packets, lane_op::dispatch, sends, step);
+    if (sends) {
+        send_tokens<Config>(args, phase, step, block, args.senders);
     } else if (block < args.senders + args.receivers) {
-        receive_lines<Config>(args, phase, at, block - args.senders, args.receivers);
+        receive_lines<Config>(args, phase, step, block - args.senders, args.receivers);
     } else {
+        meet_step(step);
         constexpr i32 warps = Config.threads / 32;
         const i32 first = args.senders + args.receivers;
         fill_unused_rows_inline<Config>(phase, (block - first) * warps + static_cast<i32>(threadIdx.x) / 32,
                                         (static_cast<i32>(gridDim.x) - first) * warps);
     }
-    end_step(args.link, at, lane_area::row_packets);
 }
 
 #endif

@@ -21,6 +21,8 @@ struct packet_record {
 
     EPJIT_SHARED constexpr i32 unit_words() const { return unit_packets * packet_words; }
     EPJIT_SHARED constexpr i32 units() const { return ceil_div(row_bytes, unit_words() * 4); }
+    /// Parts of a row that `threads` threads take with a unit each.
+    EPJIT_SHARED constexpr i32 parts(i32 threads) const { return ceil_div(units(), threads); }
     EPJIT_SHARED constexpr i32 tail_packets() const { return ceil_div(tail_words, packet_words); }
     EPJIT_SHARED constexpr i64 bytes() const {
         return (static_cast<i64>(units()) * unit_packets + tail_packets()) * packet_size;
@@ -34,6 +36,10 @@ EPJIT_SHARED constexpr i32 scale_words(i32 hidden, group_scale scales) {
 /// A row on its way to its experts, then its scales and the weights of its token's K entries.
 EPJIT_SHARED constexpr packet_record row_record(i32 hidden, element type, group_scale scales, i32 topk) {
     return {hidden * element_bytes(type), 4, scale_words(hidden, scales) + topk};
+}
+/// Threads of a block of ll_dispatch_kernel that take units: the last warp has what travels beside the row.
+EPJIT_SHARED constexpr i32 row_unit_threads(i32 threads) {
+    return threads - 32;
 }
 /// A partial sum on its way back.
 EPJIT_SHARED constexpr packet_record sum_record(i32 hidden, element type) {
@@ -49,8 +55,8 @@ struct packet_area {
 };
 static_assert(sizeof(packet_area) == 24);
 
-/// Dispatch of one rank. In the grid: blocks that send this rank's tokens, blocks that receive lines, blocks that fill
-/// the rows that no token has.
+/// Dispatch of one rank. In the grid: blocks that send this rank's tokens, blocks that receive lines, a part of a row
+/// at a time, blocks that fill the rows that no token has.
 struct ll_dispatch_args : scatter_head {
     rank_link link;
     packet_area rows;
@@ -60,7 +66,7 @@ struct ll_dispatch_args : scatter_head {
     i32 own_weight_columns;
     i32 send_bytes;  ///< 16 where rows of the input may be read in the widest accesses, else less
 };
-static_assert(sizeof(ll_dispatch_args) == 168 + 56 + 24 + 120 + 16);
+static_assert(sizeof(ll_dispatch_args) == 176 + 56 + 24 + 120 + 16);
 
 /// Combine of one rank. In the grid: blocks that send weights, blocks that send sums of the peers' lines, blocks that
 /// sum this rank's tokens.
@@ -75,6 +81,6 @@ struct ll_combine_args : gather_head {
     i32 weighted;                ///< weights of lines are awaited
     u8 hosts[max_driven_ranks];  ///< number of each rank's host, in the hosts' order
 };
-static_assert(sizeof(ll_combine_args) == 104 + 56 + 48 + 80 + 16 + 64);
+static_assert(sizeof(ll_combine_args) == 112 + 56 + 48 + 80 + 16 + 64);
 
 }  // namespace epjit::templates

@@ -12,71 +12,99 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-/// The step of a kernel that sends packets, and what it must know before it writes into windows. Loads at once.
+/// The step of a kernel that sends packets, in a block's shared memory.
 struct packet_step {
-    failure_signs signs;
     u32 step;
-    u32 read_step[2];  ///< of the areas of either parity: who has begun this step has read the last contents
+    u32 lives;      ///< nothing says that the exchange has failed
+    u32 may_write;  ///< so do all ranks' areas: every rank has read what lay where this step's packets go
 
-    __device__ __forceinline__ packet_step(const rank_link& link, lane_area area) : signs(load_failure_signs(link)) {
-        const auto& lane = link.control->lanes[link.lane];
-        step = lane.step + 1;
-        read_step[0] = lane.area_step[static_cast<i32>(area)];
-        read_step[1] = lane.area_step[static_cast<i32>(area) + 1];
-    }
     __device__ __forceinline__ i32 parity() const { return static_cast<i32>(step & 1); }
-
-    /// Called by whole warps before their first packet: the exchange lives, and every rank has read what lay there.
-    __device__ inline bool may_write(const rank_link& link, lane_op op) const {
-        const u32 read = read_step[parity()];
-        bool ok = true;
-#pragma unroll 1
-        for (i32 p = static_cast<i32>(lane_idx()); p < link.num_ranks; p += 32) {
-            // Most often it has: the word is under way beside the other loads of the kernel's start.
-            const u64 word = ld_acquire_sys_64(link.words + p);
-            ok = ok && !shows_failure(signs, link, op) &&
-                 (p == link.me || static_cast<i32>(static_cast<u32>(word >> 32) - read) >= 0 ||
-                  wait_step(link, p, read, lane_op::none));
-        }
-        return __all_sync(full_warp, ok);
-    }
 };
 
-/// Tells every peer that this rank has begun the step, and so has done all before. The last block does it, which has
-/// nothing under way that a release would wait for.
-__device__ inline void begin_step(const rank_link& link, const packet_step& at, lane_op op) {
-    if (blockIdx.x + 1 != gridDim.x || shows_failure(at.signs, link, op)) {
+/// What a kernel of packets does before it waits for the kernel in front of it. Where windows lie never changes.
+__device__ __forceinline__ void prefetch_link(const rank_link& link) {
+    if (threadIdx.x < static_cast<u32>(link.num_ranks)) {
+        prefetch_l1(link.peers + threadIdx.x);
+    }
+}
+
+/// Learns the step, by the block's last warp; the others load meanwhile what they need and then meet_step. All loads
+/// are under way at once.
+///
+/// The last block that has learned it keeps the step for the kernels that follow: they start when this one has ended,
+/// and then what lies at `area` has been read. The first block tells the peers that the step has begun, and so all
+/// before it have ended. `writes`: the block sends packets or weights.
+__device__ inline void learn_step(const rank_link& link, lane_area area, lane_op op, bool writes, packet_step& shared) {
+    if (threadIdx.x / 32 != blockDim.x / 32 - 1) {
         return;
     }
+    const i32 thread = static_cast<i32>(lane_idx());
+    auto& lane = link.control->lanes[link.lane];
+    const failure_signs signs = load_failure_signs(link);
+    const u32 step = ld_relaxed_gpu(&lane.step) + 1;
+    const u32 read_step[2] = {ld_relaxed_gpu(&lane.area_step[static_cast<i32>(area)]),
+                              ld_relaxed_gpu(&lane.area_step[static_cast<i32>(area) + 1])};
+    u64 word = ld_relaxed_sys_64(link.words + min_of(thread, link.num_ranks - 1));
+    const bool lives = __all_sync(full_warp, !shows_failure(signs, link, op)) != 0;
+    const u32 read = (step & 1) != 0 ? read_step[1] : read_step[0];
+    bool may_write = lives;
+    if (writes && lives) {
 #pragma unroll 1
-    for (i32 p = static_cast<i32>(threadIdx.x); p < link.num_ranks; p += static_cast<i32>(blockDim.x)) {
-        if (p != link.me && link.peers[p] != nullptr) {
-            signal_step(link, p, at.step, op);
+        for (i32 p = thread; p < link.num_ranks; p += 32) {
+            word = p == thread ? word : ld_relaxed_sys_64(link.words + p);
+            // Most often it has. What is read from then on does not depend on it, so a relaxed look is enough.
+            may_write = may_write && (p == link.me || static_cast<i32>(static_cast<u32>(word >> 32) - read) >= 0 ||
+                                      wait_step(link, p, read, lane_op::none));
         }
     }
-}
-
-/// Called by all threads of every block as their last step. The block that leaves last keeps the step: what is at
-/// `area` has been read once the next one has begun.
-__device__ inline void end_step(const rank_link& link, const packet_step& at, lane_area area) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        auto& lane = link.control->lanes[link.lane];
+    may_write = __all_sync(full_warp, may_write);
+    if (blockIdx.x == 0 && lives) {
+#pragma unroll 1
+        for (i32 p = thread; p < link.num_ranks; p += 32) {
+            if (p != link.me && link.peers[p] != nullptr) {
+                note_step(link, p, step, op);
+            }
+        }
+    }
+    if (thread == 0) {
+        shared.step = step;
+        shared.lives = lives ? 1 : 0;
+        shared.may_write = may_write ? 1 : 0;
         if (add_relaxed_gpu(&lane.leaving, 1) + 1 == gridDim.x) {
             lane.leaving = 0;
-            lane.step = at.step;
-            lane.area_step[static_cast<i32>(area) + at.parity()] = at.step + 1;
+            lane.step = step;
+            lane.area_step[static_cast<i32>(area) + static_cast<i32>(step & 1)] = step + 1;
         }
     }
 }
 
-/// Line number `n` of the peer that follows this rank, which most blocks begin with, towards the caches.
+/// The step, when the last warp knows it. Called once by all threads of the block.
+__device__ __forceinline__ packet_step meet_step(const packet_step& shared) {
+    __syncthreads();
+    return shared;
+}
+
+/// Source number `r` of the peers' lines: every rank starts with the one after it, so that no link is wanted by all at
+/// once.
+__device__ __forceinline__ i32 peer_after(const rank_link& link, i32 r) {
+    return link.me + r < link.num_ranks ? link.me + r : link.me + r - link.num_ranks;
+}
+
+/// Lane k's row and slot of a peer's line; -1 and no_slot where there is none. Loads of both at once.
+struct line_entry {
+    i32 row = -1;
+    i32 slot = no_slot;
+};
 template <i32 TopK, class Args>
-__device__ __forceinline__ void prefetch_line(const Args& args, i32 n) {
-    const i32 source = args.link.me + 1 < args.link.num_ranks ? args.link.me + 1 : 0;
-    if (n < args.list.list_stride) {
-        prefetch_l1(line_of<TopK>(args, source, n));
+__device__ __forceinline__ line_entry read_line_entry(const Args& args, i32 source, i32 position) {
+    line_entry e;
+    const i32 lane = static_cast<i32>(lane_idx());
+    if (lane < TopK) {
+        const u8* line = line_of<TopK>(args, source, position);
+        e.row = reinterpret_cast<const i32*>(line)[1 + lane];
+        e.slot = reinterpret_cast<const u16*>(line + line_slots_offset(TopK))[lane];
     }
+    return e;
 }
 
 /// Offset of a record in an area.

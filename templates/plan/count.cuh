@@ -193,12 +193,13 @@ __device__ choice choose(const Args& args, const plan_shared<Config>& shared, bo
     return c;
 }
 
-/// Place of a lane's choice among its token's K entries: ascending slot, unused ones last.
-template <plan_config Config>
+/// Place of a lane's choice among its token's K entries: ascending slot, unused ones last. `AtOnce`: shuffles under
+/// way at a time; more of them take longer to compile.
+template <plan_config Config, i32 AtOnce = 1>
 __device__ __forceinline__ i32 entry_place(u16 slot, i32 k) {
     constexpr i32 group = token_lanes<Config>::value;
     i32 place = 0;
-#pragma unroll 1
+#pragma unroll AtOnce
     for (i32 j = 0; j < group; ++j) {
         const u32 other = __shfl_sync(full_warp, static_cast<u32>(slot), j, group);
         place += other < slot || (other == slot && j < k) ? 1 : 0;

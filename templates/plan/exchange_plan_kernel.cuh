@@ -219,6 +219,14 @@ __device__ void clear_plan(const Args& args) {
 /// Tells the host what the plan came to; called by one thread, with `ready` as the last word.
 __device__ inline void publish_to_host(const plan_head& args, const plan_status& sums) {
     plan_status* host = args.host_status;
+    if (args.host_counts == nullptr) {
+        // No host waits: whenever it comes is soon enough. Two accesses over the bus instead of eight.
+        static_assert(sizeof(plan_status) == 2 * sizeof(uint4));
+        uint4* halves = reinterpret_cast<uint4*>(host);
+        halves[0] = {sums.bad_ids, sums.duplicate_ids, sums.excess_ids, sums.dropped_rows};
+        halves[1] = {0, sums.refusing_rank, sums.refused_tokens, args.sequence};
+        return;
+    }
     host->bad_ids = sums.bad_ids;
     host->duplicate_ids = sums.duplicate_ids;
     host->excess_ids = sums.excess_ids;
@@ -226,11 +234,7 @@ __device__ inline void publish_to_host(const plan_head& args, const plan_status&
     host->refusing_rank = sums.refusing_rank;
     host->refused_tokens = sums.refused_tokens;
     host->timed_out = 0;
-    if (args.host_counts != nullptr) {
-        st_release_sys(&host->ready, args.sequence);
-    } else {
-        host->ready = args.sequence;  // no host waits: the kernel's end is soon enough
-    }
+    st_release_sys(&host->ready, args.sequence);
 }
 
 /// The last part, when every block has taken its lines: the counts that only now are final, and the host.

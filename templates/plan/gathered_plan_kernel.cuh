@@ -10,6 +10,7 @@
 #include "base/device.cuh"
 #include "exchange/channel.cuh"
 #include "plan/exchange_plan_kernel.cuh"
+#include "plan/gathered_report.cuh"
 #include "plan/gathered_rows.cuh"
 #include "plan/grid_barrier.cuh"
 #include "plan/place.cuh"
@@ -27,17 +28,14 @@ __device__ __forceinline__ void clear_masks(const gathered_shared<Config>& share
     }
 }
 
-/// The block's tables, sums and masks before anything else; flat: the slots' counts too, by the last block.
+/// The block's tables, sums and masks. Nothing that is read here is ever written while the exchange lives, so this runs
+/// beside the kernel before.
 template <plan_config Config>
 __device__ void prepare_shared(const gathered_plan_args& args, const gathered_shared<Config>& shared) {
     const i32 thread = static_cast<i32>(threadIdx.x);
-    const bool clears = args.layout == row_layout::flat && blockIdx.x + 1 == gridDim.x;
 #pragma unroll 1
     for (i32 slot = thread; slot < Config.num_slots; slot += Config.threads) {
         shared.slot_rank[slot] = Config.num_ranks == 1 ? 0 : args.slot_rank[slot];
-        if (clears) {
-            args.slot_counts[slot] = 0;
-        }
     }
 #pragma unroll 1
     for (i32 i = thread; i < shared.sums; i += Config.threads) {
@@ -53,6 +51,18 @@ __device__ void prepare_shared(const gathered_plan_args& args, const gathered_sh
         shared.problems[thread] = 0;
     }
     clear_masks(shared, args.chunk_tiles);
+    __syncthreads();
+}
+
+/// Flat: the slots' counts, which grow and shrink while rows are placed. The last block does it.
+template <plan_config Config>
+__device__ __forceinline__ void clear_slot_counts(const gathered_plan_args& args) {
+    if (args.layout == row_layout::flat && blockIdx.x + 1 == gridDim.x) {
+#pragma unroll 1
+        for (i32 slot = static_cast<i32>(threadIdx.x); slot < Config.num_slots; slot += Config.threads) {
+            args.slot_counts[slot] = 0;
+        }
+    }
 }
 
 /// Of every key the rows before each of the chunk's tiles, and those of the chunk added to the block's; `lines`: the
@@ -136,28 +146,6 @@ __device__ void find_starts(const gathered_plan_args& args, const gathered_share
     }
 }
 
-/// The last block's part: counts and offsets, what the host wants to know of lines and tokens.
-template <plan_config Config>
-__device__ void publish_plan(const gathered_plan_args& args, const gathered_shared<Config>& shared) {
-    const u32 dropped =
-        write_counts<Config>(args, {shared.slot_rank, shared.rank_first}, shared.totals, shared.starts,
-                             [&shared](i32 rank) { return static_cast<i32>(shared.headers[rank].capacity); });
-    if (dropped != 0) {
-        atomicAdd(&shared.problems[3], dropped);
-    }
-    add_slot_tokens<Config>(args, shared.totals);
-    const i32 r = static_cast<i32>(threadIdx.x);
-    if (r <= Config.num_ranks) {
-        args.line_first[r] = shared.line_first[r];
-    }
-    if (r < Config.num_ranks && args.host_counts != nullptr) {
-        i32* lines = args.host_counts + Config.num_slots + Config.num_ranks;
-        lines[r] = shared.totals[shared.keys + Config.num_ranks + r];
-        lines[Config.num_ranks + r] = shared.totals[shared.keys + 2 * Config.num_ranks + r];
-        lines[2 * Config.num_ranks + r] = static_cast<i32>(shared.headers[r].num_tokens);
-    }
-}
-
 /// Rows before token `t` of the chunk's tile `tile`.
 template <plan_config Config>
 __device__ __forceinline__ i32 rows_before(const gathered_shared<Config>& shared, i32 tile, i32 t, i32 key) {
@@ -204,7 +192,7 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
             continue;
         }
         const u16 slot = exists && k < Config.topk ? shared.slots[at * Config.topk + k] : no_slot;
-        const i32 place = entry_place<Config>(slot, k);
+        const i32 place = entry_place<Config, 8>(slot, k);
         if (place >= Config.topk || (!own && !comes)) {
             continue;
         }
@@ -270,12 +258,23 @@ __device__ void leave_rows_sent(const gathered_plan_args& args, const gathered_s
     }
 }
 
-/// Takes the tiles [first, last) and counts them; they are at most a chunk. Called by all threads.
+/// Takes the tiles [first, last) and counts them; they are at most a chunk. `tell`: the host may know by now that all
+/// ranks' ids are here. Called by all threads.
 template <plan_config Config>
 __device__ __forceinline__ bool count_chunk(const gathered_plan_args& args, const gathered_shared<Config>& shared,
-                                            const gathering& g, i32 first, i32 last, bool ok, bool lines) {
+                                            const gathering& g, i32 first, i32 last, bool ok, bool lines, bool tell) {
     ok = ok && take_tiles(args, shared, g, first, last);
     ok = __syncthreads_and(ok ? 1 : 0) != 0;
+    if (ok && tell && tells_host<Config>()) {
+        const plan_status sums = sum_headers<Config>(shared);
+        if (lane_idx() == 0) {
+            publish_to_host(args, sums);
+        }
+    }
+    if (ok) {
+        resolve_tiles(args, shared, first, last);
+    }
+    __syncthreads();
     count_tiles(args, shared, first, last, lines);
     __syncthreads();
     return ok;
@@ -298,7 +297,7 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
 #pragma unroll 1
         for (i32 chunk = first; chunk < last; chunk += args.chunk_tiles) {
             const i32 end = min_of(chunk + args.chunk_tiles, last);
-            ok = count_chunk(args, shared, g, chunk, end, ok, pass == 0);
+            ok = count_chunk(args, shared, g, chunk, end, ok, pass == 0, tells_early(args, alone));
             if (alone) {
                 shared.totals = shared.counts;
                 if (!ok) {
@@ -333,49 +332,8 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
     return true;
 }
 
-/// The end, in the block that leaves last: the lane's step, and the host. Called by all its threads.
-template <plan_config Config>
-__device__ void finish_gathered(const gathered_plan_args& args, const gathered_shared<Config>& shared,
-                                const gathering& g) {
-    if (args.layout == row_layout::flat && args.host_counts != nullptr) {
-        for (i32 slot = static_cast<i32>(threadIdx.x); slot < Config.num_slots; slot += Config.threads) {
-            args.host_counts[slot] = ld_relaxed_gpu(reinterpret_cast<const u32*>(args.slot_counts + slot));
-        }
-    }
-    if (args.host_counts != nullptr) {
-        fence_sys();
-        __syncthreads();
-    }
-    if (threadIdx.x != 0) {
-        return;
-    }
-    if (args.flagged != 0) {
-        auto& lane = args.link.control->lanes[args.link.lane];
-        lane.step = g.step;
-        lane.gatherings = g.number;
-    }
-    plan_status sums{};
-    sums.dropped_rows = shared.problems[3];
-    if (gridDim.x != 1) {
-        sums.dropped_rows = args.device_status->dropped_rows;
-        *args.device_status = {};
-    }
-#pragma unroll 1
-    for (i32 r = 0; r < Config.num_ranks; ++r) {
-        const gathered_header& header = shared.headers[r];
-        sums.bad_ids += header.bad_ids;
-        sums.duplicate_ids += header.duplicate_ids;
-        sums.excess_ids += header.excess_ids;
-        if (header.refused_tokens != 0 && sums.refusing_rank == 0) {
-            sums.refusing_rank = static_cast<u32>(r) + 1;
-            sums.refused_tokens = header.refused_tokens;
-        }
-    }
-    publish_to_host(args, sums);
-}
-
 template <plan_config Given>
-__global__ void __launch_bounds__(gathered_plan_threads, 1)
+__global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_threads)
     gathered_plan_kernel(const __grid_constant__ gathered_plan_args args) {
     constexpr plan_config Config = gathered_config(Given);
     check_plan_config<Config>();
@@ -384,6 +342,7 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1)
     gathered_shared<Config> shared(memory, args.chunk_tiles);
     const bool sends = (args.phases & gathered_phase_send) != 0;
 
+    prepare_shared(args, shared);
     wait_for_kernel_before();
     // Loads that do not depend on each other, all under way before the first is needed.
     const failure_signs signs = load_failure_signs(args.link);
@@ -393,7 +352,7 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1)
         g.step = lane.step + 1;
         g.number = lane.gatherings + 1;
     }
-    prepare_shared(args, shared);
+    clear_slot_counts<Config>(args);
     if (args.flagged != 0) {
         // Two of them in turn: a rank that has all vectors of one gathering knows that every rank is done with the one
         // before.
@@ -409,7 +368,6 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1)
         if (sends) {
             stage_rows(args, shared, token, problems);
         }
-        __syncthreads();
         sum_problems(shared, problems);
         ok = __syncthreads_or(!ok || shows_failure(signs, args.link, lane_op::plan_rows) ? 1 : 0) == 0;
         if (sends && ok) {
@@ -426,7 +384,7 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1)
     if (ok && args.flagged != 0 && blockIdx.x == 0 && threadIdx.x / 32 == Config.threads / 64) {
         // What this rank did before is done: whoever sees the step needs no more than that.
         for (i32 p = static_cast<i32>(lane_idx()); p < Config.num_ranks; p += 32) {
-            signal_step(args.link, p, g.step, lane_op::plan_rows);
+            note_step(args.link, p, g.step, lane_op::plan_rows);
         }
     }
     if ((args.phases & gathered_phase_plan) == 0) {
@@ -447,7 +405,7 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1)
         }
     }
     if (alone || grid_leave(args.barrier)) {
-        finish_gathered(args, shared, g);
+        finish_gathered(args, shared, g, alone);
     }
 }
 

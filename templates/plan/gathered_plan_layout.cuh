@@ -34,7 +34,8 @@ EPJIT_SHARED constexpr i32 gathered_ids_per_vector(bool flagged) {
 }
 /// Vectors of ids.
 EPJIT_SHARED constexpr i32 gathered_id_vectors(i32 bound, i32 topk, bool flagged) {
-    return ceil_div(bound * topk, gathered_ids_per_vector(flagged));
+    return flagged ? ceil_div(bound * topk, gathered_ids_per_vector(true))
+                   : ceil_div(bound * topk, gathered_ids_per_vector(false));
 }
 /// Bytes of one rank's rows.
 EPJIT_SHARED constexpr i64 gathered_bytes(i32 bound, i32 topk, bool flagged) {
@@ -42,7 +43,7 @@ EPJIT_SHARED constexpr i64 gathered_bytes(i32 bound, i32 topk, bool flagged) {
            gathered_vector_bytes;
 }
 
-inline constexpr i32 gathered_plan_threads = 1024;
+inline constexpr i32 gathered_plan_threads = 512;
 /// Tokens that a block packs at a time: ends at a vector's end for every K.
 inline constexpr i32 gathered_pack_tokens = 192;
 static_assert(gathered_pack_tokens % 6 == 0 && gathered_pack_tokens % 8 == 0);

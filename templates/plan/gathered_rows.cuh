@@ -83,18 +83,31 @@ __device__ void stage_rows(const gathered_plan_args& args, const gathered_shared
         }
     } else {
         constexpr i32 group = token_lanes<Config>::value;
+        constexpr i32 pass_tokens = Config.threads / group;
+        constexpr i32 at_once = min_of(4, ceil_div(gathered_pack_tokens, pass_tokens));
         const i32 k = static_cast<i32>(threadIdx.x) % group;
+        const i32 own = static_cast<i32>(threadIdx.x) / group;
 #pragma unroll 1
-        for (i32 base = 0; base < tokens; base += Config.threads / group) {
-            const i32 t = base + static_cast<i32>(threadIdx.x) / group;
-            const i32 token = first + t;
-            const bool here = t < tokens && k < Config.topk;
-            const i64 id = here && token < args.num_tokens
-                               ? load_id(args.ranks[0].routing, static_cast<i64>(token) * Config.topk + k, args.width)
-                               : -1;
-            const i64 valid = valid_id<Config>(args, id, problems);
-            if (here) {
-                shared.staged[t * Config.topk + k] = static_cast<u16>(valid);
+        for (i32 base = 0; base < tokens; base += at_once * pass_tokens) {
+            // Ids of several passes are on their way before the first is looked at.
+            i64 ids[at_once];
+#pragma unroll
+            for (i32 p = 0; p < at_once; ++p) {
+                const i32 t = base + p * pass_tokens + own;
+                ids[p] = -1;
+                if (t < tokens && k < Config.topk && first + t < args.num_tokens) {
+                    ids[p] = load_id(args.ranks[0].routing, static_cast<i64>(first + t) * Config.topk + k, args.width);
+                }
+            }
+#pragma unroll
+            for (i32 p = 0; p < at_once; ++p) {
+                const i32 t = base + p * pass_tokens + own;
+                if (base + p * pass_tokens < tokens) {
+                    const i64 valid = valid_id<Config>(args, ids[p], problems);
+                    if (t < tokens && k < Config.topk) {
+                        shared.staged[t * Config.topk + k] = static_cast<u16>(valid);
+                    }
+                }
             }
         }
     }
@@ -134,14 +147,14 @@ __device__ void send_stage(const gathered_plan_args& args, const gathered_shared
                            i32 first) {
     const bool flagged = args.flagged != 0;
     const i32 per_vector = gathered_ids_per_vector(flagged);
-    const i32 first_vector = first * Config.topk / per_vector;
+    const i32 first_vector = flagged ? first * Config.topk / 6 : first * Config.topk / 8;
     const i32 vectors = min_of(gathered_pack_tokens * Config.topk / per_vector,
                                gathered_id_vectors(args.bound, Config.topk, flagged) - first_vector);
     const i32 ids = (args.bound - first) * Config.topk;
     const i32 copies = flagged ? Config.num_ranks : 1;
 #pragma unroll 1
     for (i32 i = static_cast<i32>(threadIdx.x); i < vectors * copies; i += Config.threads) {
-        const i32 vector = i / copies;
+        const i32 vector = flagged ? i / Config.num_ranks : i;
         u32 words[4];
 #pragma unroll
         for (i32 w = 0; w < 4; ++w) {
@@ -151,7 +164,7 @@ __device__ void send_stage(const gathered_plan_args& args, const gathered_shared
             const u32 high = used && id + 1 < ids ? shared.staged[id + 1] : no_slot;
             words[w] = high << 16 | low;
         }
-        store_vector(args, shared, g, i % copies, gathered_header_vectors + first_vector + vector,
+        store_vector(args, shared, g, i - vector * copies, gathered_header_vectors + first_vector + vector,
                      {words[0], words[1], words[2], words[3]});
     }
 }
@@ -160,8 +173,10 @@ __device__ void send_stage(const gathered_plan_args& args, const gathered_shared
 template <plan_config Config>
 __device__ void send_header(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g) {
     const i32 copies = args.flagged != 0 ? Config.num_ranks : 1;
-    for (i32 i = static_cast<i32>(threadIdx.x); i < gathered_header_vectors * copies; i += Config.threads) {
-        const i32 vector = i / copies;
+    // From the last thread down: the first ones have ids to send.
+    for (i32 i = Config.threads - 1 - static_cast<i32>(threadIdx.x); i < gathered_header_vectors * copies;
+         i += Config.threads) {
+        const i32 vector = args.flagged != 0 ? i / Config.num_ranks : i;
         uint4 value{static_cast<u32>(args.num_tokens), static_cast<u32>(args.ranks[0].capacity),
                     static_cast<u32>(args.refused_tokens), 0};
         if (vector == 1) {
@@ -169,7 +184,7 @@ __device__ void send_header(const gathered_plan_args& args, const gathered_share
         } else if (vector == 2) {
             value = {static_cast<u32>(args.bound), 0, 0, 0};
         }
-        store_vector(args, shared, g, i % copies, vector, value);
+        store_vector(args, shared, g, i - vector * copies, vector, value);
     }
 }
 
@@ -231,8 +246,7 @@ __device__ bool take_headers(const gathered_plan_args& args, const gathered_shar
     return ok;
 }
 
-/// Ids of the tiles [first, last) of all ranks' tiles to slots, and the tiles' masks, which are zero before. False: the
-/// exchange has failed.
+/// Ids of the tiles [first, last) of all ranks' tiles to `shared.slots`, as they come. False: the exchange has failed.
 template <plan_config Config>
 __device__ bool take_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g,
                            i32 first, i32 last) {
@@ -244,7 +258,6 @@ __device__ bool take_tiles(const gathered_plan_args& args, const gathered_shared
     const i32 num_ranks = (last - 1) / rank_tiles - first_rank + 1;
     const i32 span = min_of(gathered_id_vectors(args.bound, topk, flagged),
                             ceil_div((last - first) * plan_tile_tokens * topk, per_vector) + 1);
-    const bool by_slot = names_slots<Config>(args);
     bool ok = true;
 #pragma unroll 1
     for (i32 i = static_cast<i32>(threadIdx.x); i < num_ranks * span; i += Config.threads) {
@@ -256,36 +269,53 @@ __device__ bool take_tiles(const gathered_plan_args& args, const gathered_shared
         if (vector * per_vector >= high) {
             continue;
         }
+        u16* const to = shared.slots + (rank_tile - first) * (plan_tile_tokens * topk);
         uint4 value;
         if (!take_vector(args, g, source, gathered_header_vectors + vector, value)) {
             ok = false;
             continue;
         }
+        // Two ids at a time: a tile has an even number of them, and so has a vector.
         const u32 words[4] = {value.x, value.y, value.z, value.w};
 #pragma unroll
-        for (i32 j = 0; j < 8; ++j) {
-            const i32 at = vector * per_vector + j;
-            if (j >= per_vector || at < low || at >= high) {
-                continue;
+        for (i32 j = 0; j < 4; ++j) {
+            const i32 at = vector * per_vector + 2 * j;
+            if (2 * j < per_vector && at >= low && at < high) {
+                *reinterpret_cast<u32*>(to + at) = words[j];
             }
-            const i32 token = at / topk;
-            const i32 tile = rank_tile + token / plan_tile_tokens - first;
-            const i32 t = token % plan_tile_tokens;
-            const i32 entry = (tile * plan_tile_tokens + t) * topk + at % topk;
-            u16 slot = static_cast<u16>(words[j / 2] >> 16 * (j % 2));
-            if constexpr (Config.sparse) {
-                shared.ids[entry] = slot;
-            }
-            if (slot != no_slot) {
-                slot = slot_of(args, by_slot, slot, source, token);
-                u32* masks = reinterpret_cast<u32*>(shared.masks + static_cast<i64>(tile) * shared.keys) + t / 32;
-                atomicOr(masks + 2 * slot, 1u << t % 32);
-                atomicOr(masks + 2 * (Config.num_slots + shared.slot_rank[slot]), 1u << t % 32);
-            }
-            shared.slots[entry] = slot;
         }
     }
     return ok;
+}
+
+/// Ids of the tiles, taken, to slots, and the tiles' masks, which are zero before. An id a thread.
+template <plan_config Config>
+__device__ void resolve_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 first,
+                              i32 last) {
+    constexpr i32 topk = Config.topk;
+    const i32 rank_tiles = gathered_rank_tiles(args.bound);
+    const bool by_slot = names_slots<Config>(args);
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(threadIdx.x); i < (last - first) * plan_tile_tokens * topk; i += Config.threads) {
+        const i32 tile = i / (plan_tile_tokens * topk);
+        const i32 t = i / topk % plan_tile_tokens;
+        const i32 source = rank_tiles == 1 ? first + tile : (first + tile) / rank_tiles;
+        const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
+        if (token >= args.bound) {
+            continue;
+        }
+        u16 slot = shared.slots[i];
+        if constexpr (Config.sparse) {
+            shared.ids[i] = slot;
+        }
+        if (slot != no_slot) {
+            slot = slot_of(args, by_slot, slot, source, token);
+            u32* masks = reinterpret_cast<u32*>(shared.masks + static_cast<i64>(tile) * shared.keys) + t / 32;
+            atomicOr(masks + 2 * slot, 1u << t % 32);
+            atomicOr(masks + 2 * (Config.num_slots + shared.slot_rank[slot]), 1u << t % 32);
+            shared.slots[i] = slot;
+        }
+    }
 }
 
 #endif

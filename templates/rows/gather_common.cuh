@@ -26,39 +26,60 @@ struct row_terms {
     u8* output;
 };
 
-/// Orders a token's rows and marks where sums close; called by one whole warp. Lane k has entry k, in ascending (rank,
-/// slot) order; `used` says which lanes have a row. Each used lane fills in row and weight of the term it is given.
-template <gather_config Config, class Args>
-__device__ __forceinline__ row_term* order_term(const Args& args, bool used, u16 entry_rank, row_terms<Config>& out) {
+/// Where a row comes in its token's sum.
+struct term_place {
+    i32 place;     ///< in summing order; only of a lane with a row
+    i32 count;     ///< rows of the token
+    u32 boundary;  ///< see row_term
+    u32 closing;   ///< the last row of a rank: 1, of a host (per_rank: of any rank): 2; else 0, with per_row always
+};
+
+/// Orders a token's rows and finds where sums close; called by one whole warp. Lane k has entry k, in ascending (rank,
+/// slot) order; `used` says which lanes have a row.
+template <i32 TopK, class Args>
+__device__ __forceinline__ term_place place_term(const Args& args, bool used, u16 entry_rank) {
     const i32 lane = static_cast<i32>(lane_idx());
     const i32 host = used && args.order == sum_order::per_host ? args.ranks[entry_rank].host : 0;
     const i32 order_key = used ? host : 0x7fffffff;
-    i32 place = 0;
+    const u32 below = (1u << lane) - 1;
+    const u32 above = ~below << 1;
+    const u32 all = __ballot_sync(full_warp, used);
+    term_place at;
+    at.place = 0;
+    at.count = __popc(all);
     if (args.order == sum_order::per_host) {
 #pragma unroll 1
-        for (i32 j = 0; j < Config.topk; ++j) {
+        for (i32 j = 0; j < TopK; ++j) {
             const i32 other = __shfl_sync(full_warp, order_key, j);
-            place += other < order_key || (other == order_key && j < lane) ? 1 : 0;
+            at.place += other < order_key || (other == order_key && j < lane) ? 1 : 0;
         }
     } else {
-        place = __popc(__ballot_sync(full_warp, used) & ((1u << lane) - 1));
+        at.place = __popc(all & below);
     }
-    // Boundaries: is there an earlier used row of the same rank, of the same host?
+    // Is there another used row of the same rank, of the same host, before or after it?
     const u32 same_rank = __match_any_sync(full_warp, used ? static_cast<u32>(entry_rank) : 0x10000u | lane);
     const u32 same_host = __match_any_sync(full_warp, used ? static_cast<u32>(host) : 0x80000000u | lane);
-    const u32 below = (1u << lane) - 1;
-    const i32 count = __popc(__ballot_sync(full_warp, used));
-    if (lane == 0) {
-        out.count = count;
+    const bool per_rank = args.order == sum_order::per_rank;
+    const bool sums_ranks = args.order != sum_order::per_row;
+    const bool host_starts = (same_host & below) == 0 || per_rank;
+    const bool host_ends = (same_host & above) == 0 || per_rank;
+    at.boundary = !sums_ranks || (same_rank & below) != 0 ? 0 : host_starts ? 2 : 1;
+    at.closing = !sums_ranks || (same_rank & above) != 0 ? 0 : host_ends ? 2 : 1;
+    return at;
+}
+
+/// The same for terms in memory. Each used lane fills in row and weight of the term it is given.
+template <gather_config Config, class Args>
+__device__ __forceinline__ row_term* order_term(const Args& args, bool used, u16 entry_rank, row_terms<Config>& out) {
+    const term_place at = place_term<Config.topk>(args, used, entry_rank);
+    if (lane_idx() == 0) {
+        out.count = at.count;
     }
     if (!used) {
         return nullptr;
     }
-    const bool new_rank = (same_rank & below) == 0;
-    const bool new_host = (same_host & below) == 0;
-    const bool host_starts = new_host || args.order == sum_order::per_rank;
-    row_term& term = out.term[place];
-    term.boundary = args.order == sum_order::per_row || !new_rank ? 0 : host_starts ? 2 : 1;
+    row_term& term = out.term[at.place];
+    term.boundary = at.boundary;
     return &term;
 }
 

@@ -36,7 +36,10 @@ __device__ __forceinline__ i32 list_rank_of(const Args& args, i32 n, i32 rank) {
 /// Number of the token within its source: the token, or the line's position.
 template <class Args>
 __device__ __forceinline__ i32 list_local_of(const Args& args, i32 n, i32 rank) {
-    return n - (args.list.lines != nullptr ? args.list.line_first[rank] : args.ranks[rank].first_token);
+    if (args.list.lines == nullptr) {
+        return n - args.ranks[rank].first_token;
+    }
+    return n - args.list.line_first[rank] + (args.list.line_skip != nullptr ? args.list.line_skip[rank] : 0);
 }
 
 template <i32 TopK, class Args>

@@ -21,20 +21,26 @@ enum class row_numbering : i32 {
 struct row_list {
     const u8* lines;        ///< [R, list_stride, line_bytes], or null
     const i32* line_first;  ///< [R+1] lines before those of each source
+    const i32* line_skip;   ///< [R] lines of each source that come before those that are listed; null: none
     const i32* positions;   ///< [T,K], for row_numbering::position and line_entry
     const u32* failed;      ///< non-zero: the exchange has failed, nothing is touched; null: never
     i32 list_stride;
     i32 me;
     row_numbering numbering;
     i32 skip_rank;     ///< scatter: rank whose rows are not written, or -1
-    i32 first_token;   ///< first token of the window that is worked on, row_numbering::entry
+    i32 first_token;   ///< first token of the window that is worked on
     i32 window;        ///< tokens of it; 0: all
     i32 num_ranks;     ///< R
     i32 merge;         ///< above 1: ranks r / merge are one, in every numbering but the plan's
     i32 first_holder;  ///< rows of ranks other than these are left out, in every numbering but the plan's
     i32 num_holders;   ///< 0: of none
 };
-static_assert(sizeof(row_list) == 72);
+static_assert(sizeof(row_list) == 80);
+
+/// What a list's lines are narrowed by: line_first of R ranks, closed, then line_skip.
+EPJIT_SHARED constexpr i32 window_numbers(i32 num_ranks) {
+    return 2 * num_ranks + 1;
+}
 
 /// Compile-time shape of a row-scattering kernel (permute, dispatch).
 struct scatter_config {
@@ -80,7 +86,9 @@ struct gather_config {
     i32 num_ranks;  ///< as in scatter_config
     i32 topk;
     element type;  ///< of rows, wire and output: bf16, fp16 or f32
-    i32 threads;
+    i32 threads;   ///< of a block, or of a team where there are teams
+    i32 stages;    ///< combine between ranks: rows of a block in shared memory; 0: none
+    i32 teams;     ///< that share them
 };
 
 /// What each driven rank brings to a scatter, as source (input) and as destination (output). Strides are in bytes.
@@ -128,7 +136,7 @@ struct scatter_head {
     i32 fill_last_rank;
     i32 reserved;
 };
-static_assert(sizeof(scatter_head) == 72 + 96);
+static_assert(sizeof(scatter_head) == 80 + 96);
 
 template <i32 NumRanks>
 struct scatter_args : scatter_head {
@@ -162,7 +170,7 @@ struct gather_head {
     i32 vector_bytes;
     i32 reserved;
 };
-static_assert(sizeof(gather_head) == 72 + 32);
+static_assert(sizeof(gather_head) == 80 + 32);
 
 template <i32 NumRanks>
 struct gather_args : gather_head {

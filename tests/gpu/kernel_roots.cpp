@@ -14,6 +14,7 @@ const std::map<std::string, std::string>& kernel_roots() {
         {"gathered_plan_kernel", "plan/gathered_plan_kernel.cuh"},
         {"plan_kernel", "plan/plan_kernel.cuh"},
         {"return_rows_kernel", "exchange/helpers.cuh"},
+        {"window_lines_kernel", "exchange/helpers.cuh"},
         {"send_weights_kernel", "exchange/helpers.cuh"},
         {"sync_kernel", "exchange/sync_kernel.cuh"},
         {"scatter_kernel", "rows/scatter_kernel.cuh"},

@@ -261,6 +261,8 @@ TEST(knob_values, change_the_programs_of_their_kind_as_far_as_rows_allow) {
     k.dispatch_movers = 16;
     k.gather_threads = 64;
     k.combine_threads = 96;
+    k.combine_stages = 12;
+    k.combine_teams = 8;
     run_request run{.hidden = 7168, .num_experts = 256, .num_slots = 256, .topk = 8, .num_ranks = 2, .arch = hopper};
     run.exchange = exchange_kind::lsa;
     run.windows = true;
@@ -277,7 +279,11 @@ TEST(knob_values, change_the_programs_of_their_kind_as_far_as_rows_allow) {
                 EXPECT_EQ(tuned[i].movers, 3) << "two rows in flight each at least";
                 break;
             case kernel_kind::unpermute_combine: EXPECT_EQ(tuned[i].threads, 64); break;
-            case kernel_kind::exchange_combine: EXPECT_EQ(tuned[i].threads, 96); break;
+            case kernel_kind::exchange_combine:
+                EXPECT_EQ(tuned[i].threads, plain[i].threads) << "fewer would not hold the row's sum";
+                EXPECT_EQ(tuned[i].stages, 12);
+                EXPECT_EQ(tuned[i].movers, 1) << "a block has no threads for two teams of such a row";
+                break;
             default: EXPECT_EQ(tuned[i], plain[i]);
         }
     }
@@ -292,7 +298,7 @@ TEST(knob_values, of_a_profile_are_listed_with_a_models_variants) {
     request.tuned = builtin_profile().entries;
     EXPECT_EQ(list_variants(request).size(), base) << "the built-in profile loads the cost model's programs";
     profile_entry e = entry_for(h200(), 9);
-    e.values.combine_threads = 96;
+    e.values.combine_stages = 10;
     e.values.dispatch_movers = 2;
     request.tuned.push_back(e);
     const std::vector<variant_spec> list = list_variants(request);

@@ -2,6 +2,7 @@
 #include "epjit/jit/variants.hpp"
 
 #include "epjit/error.hpp"
+#include "exchange/dispatch_layout.cuh"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -113,6 +114,44 @@ TEST(knobs, bulk_stages_fit_shared_memory_and_exist_only_where_bulk_copies_do) {
         for (int hidden = 8; hidden <= 131072; hidden += 8) {
             EXPECT_LE(bf16_rows(arch, hidden).stages * 2 * hidden, limit - 1024) << hidden;
             EXPECT_LE(bf16_rows(arch, hidden).stages, 48);
+        }
+    }
+}
+
+TEST(knobs, a_combines_teams_fit_the_block_and_its_shared_memory) {
+    const auto sums = [](target_arch arch, std::int32_t hidden, dtype type) {
+        return exchange_combine_spec(arch, 2, hidden, 8, type);
+    };
+    const variant_spec wide = sums(hopper, 7168, dtype::bf16);
+    EXPECT_EQ(wide.stages, 15);
+    EXPECT_EQ(wide.movers, 1);
+    EXPECT_EQ(wide.threads, 448) << "16 elements a thread";
+    const variant_spec narrow = sums(hopper, 2048, dtype::bf16);
+    EXPECT_EQ(narrow.stages, 48);
+    EXPECT_EQ(narrow.movers, 4);
+    EXPECT_EQ(narrow.threads, 128);
+    EXPECT_EQ(sums(ampere, 7168, dtype::bf16).stages, 0) << "no bulk copies";
+    EXPECT_EQ(sums(hopper, 7169, dtype::bf16).stages, 0) << "rows that are no multiple of 16 bytes";
+    EXPECT_EQ(sums(hopper, 16384, dtype::bf16).stages, 0) << "sums that registers do not hold";
+    for (const target_arch arch : {hopper, blackwell_workstation}) {
+        const std::int32_t limit = arch == hopper ? 227 * 1024 : 99 * 1024;
+        for (std::int32_t hidden = 8; hidden <= 8192; hidden += 8) {
+            for (const dtype type : {dtype::bf16, dtype::f32}) {
+                const variant_spec s = sums(arch, hidden, type);
+                if (s.stages == 0) {
+                    continue;
+                }
+                templates::gather_config c{};
+                c.hidden = hidden;
+                c.type = static_cast<templates::element>(type);
+                c.threads = s.threads;
+                c.stages = s.stages;
+                c.teams = s.movers;
+                EXPECT_LE(templates::combine_shared_bytes(c), limit - 1024) << hidden;
+                EXPECT_LE(templates::combine_threads(c), 768) << hidden;
+                EXPECT_GE(templates::combine_team_of(c).stages, 4) << hidden;
+                EXPECT_GE(16 * s.threads, hidden);
+            }
         }
     }
 }

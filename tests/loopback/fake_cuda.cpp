@@ -69,10 +69,28 @@ void run_plan(const templates::plan_head& head) {
     __atomic_store_n(&head.host_status->ready, head.sequence, __ATOMIC_RELEASE);
 }
 
+/// What is kept of the arguments: tables of ranks as far as the smallest kernel reads them.
 std::size_t args_size(const std::string& kernel) {
-    return kernel.find("plan") != std::string::npos      ? sizeof(templates::plan_head) + sizeof(templates::plan_rank)
-           : kernel.find("scatter") != std::string::npos ? sizeof(templates::scatter_args<1>)
-                                                         : sizeof(templates::gather_args<1>);
+    struct size_of_kernel {
+        const char* name;
+        std::size_t bytes;
+    };
+    constexpr size_of_kernel sizes[] = {
+        {"plan", sizeof(templates::plan_head) + sizeof(templates::plan_rank)},
+        {"sync_kernel", sizeof(templates::sync_args)},
+        {"window_lines_kernel", sizeof(templates::window_lines_args)},
+        {"send_weights_kernel", sizeof(templates::send_weights_args<8>)},
+        {"return_rows_kernel", sizeof(templates::return_rows_args<8>)},
+        {"dispatch_kernel", sizeof(templates::dispatch_args<8>)},
+        {"combine_kernel", sizeof(templates::combine_args<8>)},
+        {"scatter", sizeof(templates::scatter_args<8>)},
+    };
+    for (const size_of_kernel& s : sizes) {
+        if (kernel.find(s.name) != std::string::npos) {
+            return s.bytes;
+        }
+    }
+    return sizeof(templates::gather_args<8>);
 }
 
 void run(const fake_launch& launch) {

@@ -106,6 +106,12 @@ TEST_F(front, config_values_are_checked_with_field_and_value) {
     EXPECT_THAT(refused([](auto& c) { c.lanes = 3; }), HasSubstr("lanes is 3"));
     EXPECT_THAT(refused([](auto& c) { c.num_sms = -2; }), HasSubstr("num_sms is -2"));
     EXPECT_THAT(refused([](auto& c) { c.window_rows = -1; }), HasSubstr("window_rows is -1"));
+    EXPECT_THAT(refused([](auto& c) { c.staging_bytes = -1; }), HasSubstr("staging_bytes is -1"));
+    EXPECT_THAT(refused([](auto& c) {
+                    c.staging_bytes = 4096;
+                    c.halves = true;
+                }),
+                AllOf(HasSubstr("staging_bytes is 4096"), HasSubstr("halves is set")));
     EXPECT_THAT(refused([](auto& c) { c.version = 2; }), HasSubstr("version is 2"));
     EXPECT_THAT(refused([](auto& c) { c.dispatch_type = dtype::fp8_e4m3; }), HasSubstr("needs scales"));
     EXPECT_THAT(refused([](auto& c) { c.scales = scale_type::f32; }), HasSubstr("carry no scales"));

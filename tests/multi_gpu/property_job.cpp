@@ -97,7 +97,16 @@ struct drawn_exchange {
     problem job;
     exchange_config config;
     std::int32_t max_tokens = 0;
+    bool small_staging = false;  ///< whole calls of most bounds take several windows, and halves are refused
 };
+
+/// Memory for the rows of about max_tokens / `windows` tokens a rank at a time.
+std::int64_t staging_for(const drawn_exchange& d, std::int32_t windows) {
+    const exchange_config& c = d.config;
+    const std::int64_t row = c.hidden * std::max(size_of(c.input_type), size_of(c.combine_type));
+    const std::int64_t tokens = (d.max_tokens + windows - 1) / windows;
+    return std::max<std::int64_t>(1, static_cast<std::int64_t>(d.job.rank_hosts.size()) * tokens * row);
+}
 
 drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& random, const leave_outs& without) {
     drawn_exchange d;
@@ -118,6 +127,15 @@ drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& rand
         const std::int64_t row_bytes = d.job.hidden * size_of(d.job.dispatch);
         d.config.window_rows = static_cast<std::int32_t>(
             std::min<std::int64_t>(chance(random, 0.3) ? 500 : 6000, (std::int64_t{64} << 20) / row_bytes));
+    }
+    if (kind == exchange_kind::lsa) {
+        d.small_staging = chance(random, 0.5) && !without.has("small_staging");
+        if (d.small_staging) {
+            constexpr std::array windows{2, 3, 5, 9};
+            d.config.staging_bytes = staging_for(d, windows[static_cast<std::size_t>(between(random, 0, 3))]);
+        } else {
+            d.config.halves = chance(random, 0.3);
+        }
     }
     return d;
 }
@@ -165,7 +183,7 @@ void draw_layers(std::deque<drawn_layer>& layers, const drawn_exchange& ex, gene
             without.has("gathered") ? plan_source::counts : static_cast<plan_source>(between(random, 0, 2));
         l.options.token_bound = small || chance(random, 0.2) ? bound : 0;
         l.options.misalignment = chance(random, 0.2) && !without.has("misaligned") ? between(random, 1, 7) : 0;
-        l.options.halves = style.halves && !without.has("halves");
+        l.options.halves = style.halves && !without.has("halves") && !ex.small_staging;
         if (chance(random, 0.6) && !without.has("window") && takes_window(l, ex.config, taken)) {
             l.options.into_window = true;
             l.job.dispatch_stride = l.job.hidden;
@@ -231,6 +249,7 @@ class property_run {
             std::deque<drawn_layer> layers;
             draw_layers(layers, drawn, step_random, without_);
             done += static_cast<std::int64_t>(layers.size());
+            report_.counts["small staging"] += drawn.small_staging ? layers.size() : 0;
             if (settings_.only < 0 || settings_.only == step) {
                 run_step(ex, step, layers, step_random);
             }

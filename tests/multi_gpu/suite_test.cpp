@@ -159,6 +159,9 @@ TEST_P(real_ranks, random_layers_equal_the_reference_bit_for_bit) {
               "reduction per_row", "source auto", "source counts", "source gathered"}) {
             EXPECT_GT(count(what), 0U) << what;
         }
+        if (settings_.exchange == exchange_kind::lsa) {
+            EXPECT_GT(count("small staging"), 0U);
+        }
     }
     expect_kernels_of_the_exchange(report);
 }

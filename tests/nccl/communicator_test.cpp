@@ -588,6 +588,9 @@ TEST(config_comparison, equal_configs_pass_and_a_difference_is_named_on_every_ra
              c.knobs = jit::tuned_knobs::always(values);
          },
          "knobs is a table with digest"},
+        {"halves", [](host::resolved_config& c) { c.config.halves = true; }, "halves is 0 on rank 0 and 1 on rank 2"},
+        {"staging_bytes", [](host::resolved_config& c) { c.config.staging_bytes = 4096; },
+         "staging_bytes is 0 on rank 0 and 4096 on rank 2"},
         {"placement",
          [](host::resolved_config& c) { std::swap(c.placement.slot_expert[0], c.placement.slot_expert[1]); },
          "placement.slot_expert is a table with digest"},

@@ -14,8 +14,8 @@ GPU = ["--ranks", "4", "--arch", "sm_90a", "--exchange", "loopback"]
 class Explain(CommandTest):
     def test_choice_and_reasons(self):
         result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
-        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "workspace_bytes", "window_dispatch",
-                                        "predictions", "floor_us"])
+        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "workspace_bytes",
+                                        "workspace_halves_bytes", "window_dispatch", "predictions", "floor_us"])
         reasons = {w["exchange"]: w["reason"] for w in result["why_not"]}
         everything = {"host", "loopback", "lsa", "sendrecv", "dense", "hybrid"}
         self.assertEqual(set(reasons), everything - {result["exchange"]})
@@ -139,14 +139,22 @@ class Explain(CommandTest):
 
     def test_the_workspace_of_a_rank_is_known_without_a_gpu(self):
         def workspace(*options):
-            return self.epjit("explain", "--json", "--arch", "sm_90a", "--model", "deepseek-v3", "--dtype", "bf16",
-                              *options).json["workspace_bytes"]
+            value = self.epjit("explain", "--json", "--arch", "sm_90a", "--model", "deepseek-v3", "--dtype", "bf16",
+                               *options).json
+            return value["workspace_bytes"], value["workspace_halves_bytes"]
 
-        rows = 8 * 8192 * 7168 * 2  # rows, and as many bytes of partial sums
-        bytes_8192 = workspace("--ranks", "8", "--tokens", "8192")
-        self.assertGreater(bytes_8192, rows)
-        self.assertGreater(bytes_8192, workspace("--ranks", "8", "--tokens", "4096") * 1.9)
-        self.assertIsNone(workspace("--ranks", "8", "--exchange", "sendrecv"))
+        rows = 8 * 8192 * 7168 * 2  # of all ranks, also partial sums in their turn
+        calls, halves = workspace("--ranks", "8", "--tokens", "8192")
+        self.assertGreater(calls, rows / 2)
+        self.assertLess(calls, 600 << 20, "whole calls, all tokens to one rank included")
+        self.assertGreater(halves, rows)
+        self.assertLess(halves, rows * 1.1)
+        calls, halves = workspace("--ranks", "2", "--tokens", "8192")
+        self.assertEqual(calls, halves, "the rows of a call fit")
+        calls, halves = workspace("--ranks", "2", "--tokens", "8192", "--staging-bytes", str(64 << 20))
+        self.assertLess(calls, 80 << 20)
+        self.assertGreater(halves, 2 * 8192 * 7168 * 2)
+        self.assertEqual(workspace("--ranks", "8", "--exchange", "sendrecv"), (None, None))
 
     def test_the_way_into_lent_outputs_is_explained(self):
         def explain(*options):

@@ -51,6 +51,32 @@ std::vector<std::int32_t> movers_for(std::int32_t stages) {
     return movers;
 }
 
+/// Values that leave a team of a combine two rows on their way and two for sums.
+std::vector<std::int32_t> teams_for(std::int32_t stages) {
+    std::vector<std::int32_t> teams;
+    for (const std::int32_t t : {1, 2, 3, 4, 6}) {
+        if (4 * t <= stages) {
+            teams.push_back(t);
+        }
+    }
+    return teams;
+}
+
+std::vector<std::int32_t> fewer_than(std::int32_t stages) {
+    std::vector<std::int32_t> fewer;
+    for (const std::int32_t s : {6, 8, 10, 12, 14, 18, 24, 36}) {
+        if (s < stages) {
+            fewer.push_back(s);
+        }
+    }
+    return fewer;
+}
+
+/// Half the elements of a row for each thread, where blocks may be that large.
+std::vector<std::int32_t> twice(std::int32_t threads) {
+    return threads <= 256 ? std::vector{2 * threads} : std::vector<std::int32_t>{};
+}
+
 }  // namespace
 
 const char* name(tuned_job job) noexcept {
@@ -61,7 +87,13 @@ std::vector<jit::knobs> exchange_candidates(tuned_job job, std::int32_t stages, 
     candidate_list list;
     if (job == tuned_job::combine) {
         list.each(&jit::knobs::combine_senders_percent, {0, 30, 35, 40, 50, 55, 60});
-        list.each(&jit::knobs::combine_threads, {64, 96, 128, 192, 224, 256, 320, 448}, threads);
+        if (stages != 0) {
+            list.each(&jit::knobs::combine_teams, teams_for(stages));
+            list.each(&jit::knobs::combine_stages, fewer_than(stages));
+            list.each(&jit::knobs::combine_threads, twice(threads));
+        } else {
+            list.each(&jit::knobs::combine_threads, {64, 96, 128, 192, 224, 256, 320, 448}, threads);
+        }
         list.each(&jit::knobs::combine_launches, {2});
         return list.take();
     }

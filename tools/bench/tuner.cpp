@@ -53,7 +53,7 @@ class shape_tuner {
         }
         const auto rows = jit::exchange_dispatch_spec(arch, ranks, shape_.hidden, shape_.topk, type, shape_.scales());
         const auto sums = jit::exchange_combine_spec(arch, ranks, shape_.hidden, shape_.topk, dtype::bf16);
-        return exchange_candidates(job, rows.stages, sums.threads);
+        return exchange_candidates(job, job == tuned_job::dispatch ? rows.stages : sums.stages, sums.threads);
     }
 
     /// Microseconds, the slowest rank's median. Empty, and `why_not` says why, where these knobs cannot be used.

@@ -27,6 +27,7 @@ constexpr option_info reduction{"--reduction", "per_rank|per_host|per_row", "ord
 constexpr option_info mode{"--mode", "exact|static", "exact counts on the host, or nothing read back (exact)"};
 constexpr option_info plan_source{"--plan-source", "auto|counts|gathered",
                                   "what ranks tell each other for a plan (auto)"};
+constexpr option_info staging{"--staging-bytes", "N", "lsa: bound on the memory for rows on their way (0: automatic)"};
 constexpr option_info seed{"--seed", "N", "of routing and data (1)"};
 constexpr option_info iterations{"--iters", "N", "repeat without a synchronisation between (1)"};
 constexpr option_info graph{"--graph", "", "capture the calls in a CUDA graph and replay it"};
@@ -62,7 +63,7 @@ constexpr std::array<option_info, 4> inspect_options{{
     {"--log", "", "the compiler's log"},
 }};
 
-constexpr std::array<option_info, 17> run_options{{
+constexpr std::array<option_info, 18> run_options{{
     exchange,
     model,
     config,
@@ -74,6 +75,7 @@ constexpr std::array<option_info, 17> run_options{{
     reduction,
     mode,
     plan_source,
+    staging,
     seed,
     iterations,
     graph,
@@ -82,7 +84,7 @@ constexpr std::array<option_info, 17> run_options{{
     {"--dump", "DIR", "write inputs, dispatched rows and results as .npy files"},
 }};
 
-constexpr std::array<option_info, 20> explain_options{{
+constexpr std::array<option_info, 21> explain_options{{
     exchange,
     model,
     config,
@@ -94,6 +96,7 @@ constexpr std::array<option_info, 20> explain_options{{
     reduction,
     mode,
     plan_source,
+    staging,
     seed,
     iterations,
     graph,

@@ -220,13 +220,15 @@ void settle_knobs(const context& ctx, subject& s, exchange_kind exchange) {
     s.knobs = jit::choose_knobs(s.key, profiles);
 }
 
-/// Of one rank, max_tokens_per_rank being the tokens; empty but for lsa.
-std::optional<std::uint64_t> workspace_bytes(const subject& s, exchange_kind exchange) {
+/// Of one rank, max_tokens_per_rank being the tokens; empty but for lsa. `halves`: as exchange_config::halves asks for.
+std::optional<std::uint64_t> workspace_bytes(const subject& s, exchange_kind exchange, bool halves) {
     if (exchange != exchange_kind::lsa) {
         return std::nullopt;
     }
     host::resolved_config resolved;
     resolved.config = s.config;
+    resolved.config.halves = halves;
+    resolved.config.staging_bytes = s.run.staging_bytes;
     resolved.num_ranks = s.run.ranks;
     resolved.placement.num_slots = s.config.num_experts;
     return static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
@@ -275,7 +277,8 @@ int explain_command(context& ctx) {
     subject s = read_subject(ctx);
     const host::exchange_choice choice = host::choose_exchange(s.question);
     settle_knobs(ctx, s, choice.exchange);
-    const std::optional<std::uint64_t> workspace = workspace_bytes(s, choice.exchange);
+    const std::optional<std::uint64_t> workspace = workspace_bytes(s, choice.exchange, false);
+    const std::optional<std::uint64_t> of_halves = workspace_bytes(s, choice.exchange, true);
     const std::optional<host::window_way> windows = window_way(s, choice.exchange);
     const auto predictions = host::predict_all(s.question.largest, s.question.rates);
 
@@ -299,16 +302,18 @@ int explain_command(context& ctx) {
         for (const auto& job : jobs) {
             keys.push_back(job.key.hex());
         }
-        print_json({{"exchange", name(choice.exchange)},
-                    {"reason", choice.reason},
-                    {"plan_source", source_text(s, choice.exchange)},
-                    {"why_not", std::move(others)},
-                    {"keys", std::move(keys)},
-                    {"knobs", knobs_json(s)},
-                    {"workspace_bytes", workspace ? nlohmann::ordered_json(*workspace) : nlohmann::ordered_json()},
-                    {"window_dispatch", window_json(windows)},
-                    {"predictions", predictions_json(predictions)},
-                    {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
+        print_json(
+            {{"exchange", name(choice.exchange)},
+             {"reason", choice.reason},
+             {"plan_source", source_text(s, choice.exchange)},
+             {"why_not", std::move(others)},
+             {"keys", std::move(keys)},
+             {"knobs", knobs_json(s)},
+             {"workspace_bytes", workspace ? nlohmann::ordered_json(*workspace) : nlohmann::ordered_json()},
+             {"workspace_halves_bytes", of_halves ? nlohmann::ordered_json(*of_halves) : nlohmann::ordered_json()},
+             {"window_dispatch", window_json(windows)},
+             {"predictions", predictions_json(predictions)},
+             {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
         return exit_done;
     }
     const jit::model_shape& m = s.run.model;
@@ -322,8 +327,8 @@ int explain_command(context& ctx) {
     text += fmt::format("plan source: {}\n\n", source_text(s, choice.exchange));
     text += others.text();
     if (workspace) {
-        text += fmt::format("\nworkspace of one rank with max_tokens_per_rank {}: {}\n", s.key.tokens,
-                            bytes_text(*workspace));
+        text += fmt::format("\nworkspace of one rank with max_tokens_per_rank {}: {}, for halves {}\n", s.key.tokens,
+                            bytes_text(*workspace), bytes_text(*of_halves));
     }
     if (windows) {
         text += fmt::format("\ninto lent outputs rows go {}\n", windows->text());

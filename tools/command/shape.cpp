@@ -64,6 +64,7 @@ run_options shape_options(const context& ctx) {
     // Only calls that read nothing back can be captured.
     o.mode = enum_option(call, "--mode", o.graph ? mode::fixed : mode::exact);
     o.source = enum_option(call, "--plan-source", plan_source::automatic);
+    o.staging_bytes = number_option(call, "--staging-bytes", 0, 0, std::numeric_limits<std::int64_t>::max());
     o.seed = static_cast<std::uint64_t>(
         number_option(call, "--seed", static_cast<std::int64_t>(o.seed), 0, std::numeric_limits<std::int64_t>::max()));
     o.iters = static_cast<std::int32_t>(number_option(call, "--iters", 1, 1, max_int));

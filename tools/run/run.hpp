@@ -27,6 +27,7 @@ struct run_options {
     epjit::reduction reduction = reduction::per_rank;
     epjit::mode mode = mode::exact;
     plan_source source = plan_source::automatic;  ///< of real ranks
+    std::int64_t staging_bytes = 0;               ///< of lsa, see exchange_config
     std::uint64_t seed = 1;
     std::int32_t iters = 1;
     bool graph = false;                         ///< capture plan, dispatch and combine, replay them; static mode

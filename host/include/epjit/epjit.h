@@ -329,8 +329,12 @@ typedef struct epjit_exchange_config {
     int32_t backward;           ///< non-zero: epjit_weight_gradients will be called, prepare loads its kernel too
     int32_t lanes;              ///< independent sets of workspace and flags: 1 (default) or 2
     int32_t num_sms;            ///< bound on all resident blocks of a call; 0: automatic
-    int32_t window_rows;        ///< rows of each output that epjit_exchange_window_output lends; 0: none
+    int32_t halves;             ///< LSA, non-zero: the memory below holds max_tokens_per_rank tokens, for halves
     epjit_memory_hooks memory;
+    int64_t staging_bytes;  ///< LSA: bound on a lane's memory for rows on their way, smaller than a call needs: more
+                            ///< launches; 0: automatic
+    int32_t window_rows;    ///< rows of each output that epjit_exchange_window_output lends; 0: none
+    int32_t reserved;
 } epjit_exchange_config;
 
 typedef struct epjit_exchange_info {

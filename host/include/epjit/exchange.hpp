@@ -59,6 +59,11 @@ struct exchange_config {
     std::int32_t lanes = 1;                    ///< independent sets of workspace and flags: 1 or 2
     std::int32_t num_sms = 0;                  ///< bound on all resident blocks of a call; 0: automatic
     std::int32_t window_rows = 0;              ///< rows of each output that window_output() lends; 0: none
+    /// lsa: rows and partial sums of a lane travel through one memory. Where that of max_tokens_per_rank tokens would
+    /// be more than this, whole calls bring that many fewer tokens at a time, in as many launches as it takes; of each
+    /// rank at least one. 0: automatic, about 448 MiB, and never more than two launches a call.
+    std::int64_t staging_bytes = 0;
+    bool halves = false;  ///< lsa: that memory holds max_tokens_per_rank tokens: halves and lend_rows of any call
     memory_hooks memory{};
 };
 

@@ -19,7 +19,9 @@ struct knobs {
     std::int32_t gather_threads = 0;   ///< of a block that sums rows: unpermute, and combine's halves
     std::int32_t dispatch_stages = 0;  ///< rows in flight of a block of a whole dispatch
     std::int32_t dispatch_movers = 0;  ///< warps that share them
-    std::int32_t combine_threads = 0;  ///< of a block of a whole combine
+    std::int32_t combine_threads = 0;  ///< of a team of a whole combine, those that sum
+    std::int32_t combine_stages = 0;   ///< rows of its block in shared memory
+    std::int32_t combine_teams = 0;    ///< that share them
     // Of launches, equal on every rank.
     std::int32_t dispatch_launches = 0;  ///< 1: through windows in one launch; 2: two halves
     std::int32_t dispatch_senders = 0;   ///< most blocks that send, at most half of those that are resident; 0: by

@@ -113,7 +113,7 @@ class tuned_knobs {
     std::int32_t num_cases_ = 1;
     std::array<choice, max_cases> cases_{};  ///< the first that fits counts; the last fits every call
 };
-static_assert(sizeof(tuned_knobs) == 4 * (13 + 2 + 96 * 16));
+static_assert(sizeof(tuned_knobs) == 4 * (15 + 2 + 96 * 18));
 
 /// "the cost model", "the built-in profile", "the profile".
 std::string_view name(tuned_knobs::source) noexcept;

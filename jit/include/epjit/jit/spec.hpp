@@ -62,8 +62,8 @@ struct variant_spec {
     std::int32_t topk = 0;
     // Tuning knobs.
     std::int32_t threads = 0;
-    std::int32_t stages = 0;
-    std::int32_t movers = 0;  ///< warps that share the stages; 0: by their number
+    std::int32_t stages = 0;  ///< rows of a block in shared memory
+    std::int32_t movers = 0;  ///< warps that share the stages, of exchange_combine teams; 0: by their number
 
     friend auto operator<=>(const variant_spec&, const variant_spec&) = default;
 };

@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls of lsa whose rows do not fit the memory that they travel through, against a stub NCCL and a fake driver: what
+// is launched for which tokens, and that what a rank writes is what its peer reads.
+#include "epjit/epjit.hpp"
+#include "host/exchange/layouts.hpp"
+#include "tests/nccl/support.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <dlfcn.h>
+#include <fstream>
+#include <map>
+#include <set>
+#include <tuple>
+#include <vector>
+
+namespace epjit {
+namespace {
+
+using namespace tests;
+using testing::AllOf;
+using testing::Each;
+using testing::HasSubstr;
+namespace kernels = templates;
+
+constexpr int num_ranks = 3;
+constexpr std::int32_t hidden = 64, topk = 2, max_tokens = 10, row_bytes = hidden * 2;
+constexpr std::array<std::int32_t, num_ranks> tokens_of{10, 3, 0};
+constexpr std::array<std::int32_t, 3> windows{0, 4, 8};  ///< the first token of each
+
+template <class F>
+F* fake(const char* name) {
+    static void* const library = dlopen(EPJIT_FAKE_CUDA, RTLD_NOW | RTLD_LOCAL);
+    return reinterpret_cast<F*>(dlsym(library, name));
+}
+
+/// What was launched since it was made.
+class seen_launches {
+   public:
+    /// Of kernels whose name contains `kernel`, in order.
+    template <class Args>
+    [[nodiscard]] std::vector<Args> of(const char* kernel) const {
+        std::vector<Args> found;
+        const std::size_t end = fake<std::size_t()>("fake_cuda_num_launches")();
+        for (std::size_t i = first_; i < end; ++i) {
+            unsigned shape[4];
+            const void* args = nullptr;
+            const char* name =
+                fake<const char*(std::size_t, unsigned*, const void**)>("fake_cuda_launch")(i, shape, &args);
+            if (std::strstr(name, kernel) != nullptr) {
+                std::memcpy(static_cast<void*>(&found.emplace_back()), args, sizeof(Args));
+            }
+        }
+        return found;
+    }
+
+   private:
+    std::size_t first_ = fake<std::size_t()>("fake_cuda_num_launches")();
+};
+
+/// Tuning that makes every call one of several launches.
+class profile_of_steps {
+   public:
+    profile_of_steps() : path_(testing::TempDir() + "/epjit_steps_" + std::to_string(::getpid()) + ".json") {
+        std::ofstream(path_) << R"({"epjit_profile": 1, "entries": [{"knobs": {"dispatch_launches": 2, )"
+                                R"("combine_launches": 2}}]})";
+    }
+    ~profile_of_steps() { std::remove(path_.c_str()); }
+    profile_of_steps(const profile_of_steps&) = delete;
+    profile_of_steps& operator=(const profile_of_steps&) = delete;
+    [[nodiscard]] const char* path() const { return path_.c_str(); }
+
+   private:
+    std::string path_;
+};
+
+/// A rank with memory for its calls.
+class rank_of_three {
+   public:
+    rank_of_three(int rank, communicator& comm, exchange_config config = config_of(4))
+        : tokens(tokens_of[static_cast<std::size_t>(rank)]), ex(comm, config) {
+        args.routing = ids.data();
+        args.num_tokens = tokens;
+        args.capacity = num_ranks * max_tokens * topk;
+        options.mode = mode::fixed;
+        p = ex.make_plan({&args, 1}, options, nullptr);
+    }
+    /// Room for `staged` tokens of every rank.
+    static exchange_config config_of(std::int32_t staged) {
+        exchange_config c;
+        c.kind = exchange_kind::lsa;
+        c.hidden = hidden;
+        c.num_experts = 6;
+        c.topk = topk;
+        c.max_tokens_per_rank = max_tokens;
+        c.backward = true;
+        c.staging_bytes = std::int64_t{num_ranks} * staged * row_bytes;
+        return c;
+    }
+    [[nodiscard]] tensor_view tensor(std::int64_t rows) {
+        tensor_view v;
+        v.data = memory.data();
+        v.rows = rows;
+        v.columns = hidden;
+        return v;
+    }
+    [[nodiscard]] dispatch_args dispatch() {
+        dispatch_args d;
+        d.input = tensor(tokens);
+        d.output = tensor(args.capacity);
+        d.row_source = sources.data();
+        return d;
+    }
+    [[nodiscard]] combine_args combine() {
+        combine_args c;
+        c.rows = tensor(args.capacity);
+        c.output = tensor(tokens);
+        return c;
+    }
+
+    std::int32_t tokens;
+    exchange ex;
+    plan p;
+    plan_args args;
+    plan_options options;
+
+   private:
+    std::vector<std::int64_t> ids = std::vector<std::int64_t>(max_tokens * topk, 0);
+    std::vector<std::int32_t> sources = std::vector<std::int32_t>(num_ranks * max_tokens * topk * 2);
+    std::vector<std::byte> memory = std::vector<std::byte>(num_ranks * max_tokens * topk * row_bytes);
+};
+
+/// Three ranks make an exchange, `calls` are issued by each; then `check` runs once, while all of them are alive.
+void with_ranks(const std::function<void(rank_of_three&)>& calls, const std::function<void()>& check,
+                const char* profile = nullptr, const exchange_config& config = rank_of_three::config_of(4)) {
+    const variable compiler("EPJIT_NVRTC_LIBRARY", EPJIT_FAKE_NVRTC_A), tuning("EPJIT_PROFILE", profile);
+    const outcomes errors = run_ranks("2.30.7", num_ranks, [&](int rank, communicator& comm, runtime&) {
+        rank_of_three r(rank, comm, config);
+        r.ex.prepare();
+        nccl_of(comm).barrier_host();
+        calls(r);
+        nccl_of(comm).barrier_host();
+        if (rank == 0) {
+            check();
+        }
+        nccl_of(comm).barrier_host();
+    });
+    EXPECT_THAT(errors, Each(""));
+}
+
+/// The windows that ranks reach, from the steps of their calls.
+class window_places {
+   public:
+    explicit window_places(const kernels::rank_link& link) { add(link); }
+    explicit window_places(const seen_launches& seen) {
+        for (const auto& a : seen.of<kernels::sync_args>("sync_kernel")) {
+            add(a.link);
+        }
+    }
+    void add(const kernels::rank_link& link) { links_[link.me] = link; }
+    /// Where `p` lies in the window of `rank`, as `me` sees it.
+    [[nodiscard]] std::int64_t place(std::int32_t me, std::int32_t rank, const void* p) const {
+        const kernels::rank_link& link = links_.at(me);
+        const auto* base = me == rank
+                               ? reinterpret_cast<const std::uint8_t*>(link.poison) - kernels::window_poison_offset
+                               : link.peers[rank];
+        return static_cast<const std::uint8_t*>(p) - base;
+    }
+
+   private:
+    std::map<std::int32_t, kernels::rank_link> links_;
+};
+
+/// Places of one window of a rank's memory that are written or read: (from, token) to the place.
+using places = std::map<std::pair<std::int32_t, std::int32_t>, std::int64_t>;
+
+/// No two rows of a window share memory, and all lie in the staging.
+void expect_apart(const places& rows, std::int64_t staging, std::int64_t bytes) {
+    std::set<std::int64_t> starts;
+    for (const auto& [what, place] : rows) {
+        EXPECT_GE(place, staging);
+        EXPECT_LE(place + row_bytes, staging + bytes) << "rank " << what.first << ", token " << what.second;
+        EXPECT_TRUE(starts.insert(place).second);
+    }
+    std::int64_t last = -row_bytes;
+    for (const std::int64_t start : starts) {
+        EXPECT_GE(start, last + row_bytes);
+        last = start;
+    }
+}
+
+TEST(token_windows, one_launch_of_a_dispatch_for_each_and_rows_are_read_where_they_were_written) {
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            const dispatch_args d = r.dispatch();
+            r.ex.dispatch(r.p, {&d, 1}, {}, nullptr);
+        },
+        [&] {
+            const auto launches = seen.of<kernels::dispatch_args<8>>("dispatch_kernel");
+            ASSERT_EQ(launches.size(), num_ranks * windows.size());
+            window_places where(launches[0].link);
+            std::map<std::pair<int, int>, kernels::dispatch_args<8>> by_rank;  // rank, window
+            std::array<int, num_ranks> count{};
+            for (const auto& l : launches) {
+                where.add(l.link);
+                const int window = count[static_cast<std::size_t>(l.link.me)]++;
+                by_rank[{l.link.me, window}] = l;
+                const std::int32_t first = windows[static_cast<std::size_t>(window)];
+                EXPECT_EQ(l.list.first_token, first);
+                EXPECT_EQ(l.list.window, 4);
+                EXPECT_EQ(first % l.chunk, 0);
+                EXPECT_EQ(l.num_tokens,
+                          first + std::clamp(tokens_of[static_cast<std::size_t>(l.link.me)] - first, 0, 4));
+                EXPECT_EQ(l.fill_last_slot != 0, window == 0) << "rows without a token are filled once";
+            }
+            std::int64_t staging = -1;
+            for (int w = 0; w < 3; ++w) {
+                for (int reader = 0; reader < num_ranks; ++reader) {
+                    places written;
+                    for (int writer = 0; writer < num_ranks; ++writer) {
+                        const auto& in = by_rank[{reader, w}].ranks[writer];
+                        EXPECT_EQ(in.by_token, 1);
+                        for (std::int32_t t = windows[static_cast<std::size_t>(w)];
+                             writer != reader && t < windows[static_cast<std::size_t>(w)] + 4; ++t) {
+                            const auto& out = by_rank[{writer, w}].ranks[reader];
+                            const std::int64_t place = where.place(
+                                writer, reader, static_cast<const std::uint8_t*>(out.output) + t * out.output_stride);
+                            EXPECT_EQ(place,
+                                      where.place(reader, reader,
+                                                  static_cast<const std::uint8_t*>(in.input) + t * in.input_stride));
+                            written[{writer, t}] = place;
+                        }
+                    }
+                    const std::int64_t lowest =
+                        std::min_element(written.begin(), written.end(), [](const auto& a, const auto& b) {
+                            return a.second < b.second;
+                        })->second;
+                    staging = staging < 0 ? lowest - (reader == 0 ? 4 * row_bytes : 0) : staging;
+                    expect_apart(written, staging, std::int64_t{num_ranks} * 4 * row_bytes);
+                }
+            }
+        });
+}
+
+TEST(token_windows, sums_of_a_combine_are_found_at_their_tokens) {
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            const combine_args c = r.combine();
+            r.ex.combine(r.p, {&c, 1}, {}, nullptr);
+        },
+        [&] {
+            const auto launches = seen.of<kernels::combine_args<8>>("combine_kernel");
+            ASSERT_EQ(launches.size(), num_ranks * windows.size());
+            window_places where(launches[0].link);
+            std::map<std::pair<int, int>, kernels::combine_args<8>> by_rank;
+            std::array<int, num_ranks> count{};
+            for (const auto& l : launches) {
+                where.add(l.link);
+                const int window = count[static_cast<std::size_t>(l.link.me)]++;
+                by_rank[{l.link.me, window}] = l;
+                const std::int32_t first = windows[static_cast<std::size_t>(window)];
+                EXPECT_EQ(l.list.first_token, first);
+                EXPECT_EQ(l.list.window, 4);
+                EXPECT_EQ(l.num_tokens,
+                          first + std::clamp(tokens_of[static_cast<std::size_t>(l.link.me)] - first, 0, 4));
+            }
+            for (int w = 0; w < 3; ++w) {
+                for (int owner = 0; owner < num_ranks; ++owner) {
+                    for (int holder = 0; holder < num_ranks; ++holder) {
+                        const std::int32_t t = windows[static_cast<std::size_t>(w)] + 3;
+                        const auto& out = by_rank[{holder, w}].ranks[owner];
+                        const auto& in = by_rank[{owner, w}].ranks[holder];
+                        if (owner != holder) {
+                            EXPECT_EQ(where.place(holder, owner,
+                                                  static_cast<const std::uint8_t*>(out.output) + t * out.output_stride),
+                                      where.place(owner, owner,
+                                                  static_cast<const std::uint8_t*>(in.rows) + t * in.row_stride));
+                        }
+                    }
+                }
+            }
+        });
+}
+
+TEST(token_windows, calls_of_several_launches_send_and_read_by_token_too) {
+    const profile_of_steps profile;
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            const dispatch_args d = r.dispatch();
+            r.ex.dispatch(r.p, {&d, 1}, {}, nullptr);
+        },
+        [&] {
+            const window_places where(seen);
+            const auto found = seen.of<kernels::window_lines_args>("window_lines_kernel");
+            EXPECT_EQ(found.size(), num_ranks * windows.size());
+            std::map<std::pair<int, int>, kernels::scatter_args<8>> sends, reads;  // rank, window
+            std::array<int, num_ranks> sent{}, read{};
+            for (const auto& l : seen.of<kernels::scatter_args<8>>("scatter")) {
+                auto& n = l.list.lines == nullptr ? sent : read;
+                auto& all = l.list.lines == nullptr ? sends : reads;
+                all[{l.list.me, n[static_cast<std::size_t>(l.list.me)]++}] = l;
+            }
+            EXPECT_THAT(sent, testing::ElementsAre(3, 1, 0)) << "windows in which a rank has tokens";
+            EXPECT_THAT(read, Each(3));
+            for (const auto& [key, s] : sends) {
+                const auto& [writer, w] = key;
+                EXPECT_EQ(s.list.numbering, kernels::row_numbering::token);
+                const std::int32_t first = windows[static_cast<std::size_t>(w)];
+                EXPECT_EQ(s.num_tokens, std::min(4, tokens_of[static_cast<std::size_t>(writer)] - first));
+                const auto& before = sends[{writer, 0}];
+                EXPECT_EQ(s.entries - before.entries, first * topk);
+                EXPECT_EQ(static_cast<const std::uint8_t*>(s.ranks[writer].input) -
+                              static_cast<const std::uint8_t*>(before.ranks[writer].input),
+                          first * row_bytes);
+                for (int reader = 0; reader < num_ranks; ++reader) {
+                    const auto& r = reads[{reader, w}];
+                    EXPECT_EQ(r.list.window, 0) << "the list is narrowed already";
+                    EXPECT_EQ(r.list.line_skip, r.list.line_first + num_ranks + 1);
+                    const auto& in = r.ranks[writer];
+                    EXPECT_EQ(in.by_token, 1);
+                    if (reader != writer) {
+                        EXPECT_EQ(where.place(writer, reader, s.ranks[reader].output),
+                                  where.place(reader, reader,
+                                              static_cast<const std::uint8_t*>(in.input) + first * in.input_stride));
+                    }
+                }
+            }
+        },
+        profile.path());
+}
+
+TEST(token_windows, sums_and_gradients_of_several_launches_come_back_once_for_every_token) {
+    const profile_of_steps profile;
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            const combine_args c = r.combine();
+            r.ex.combine(r.p, {&c, 1}, {}, nullptr);
+            weight_gradient_args g;
+            std::vector<float> out(static_cast<std::size_t>(max_tokens) * topk);
+            g.rows = c.rows;
+            g.gradient = c.output;
+            g.output = out.data();
+            r.ex.weight_gradients(r.p, {&g, 1}, nullptr);
+        },
+        [&] {
+            std::array<int, num_ranks> summed{}, finished{};
+            for (const auto& l : seen.of<kernels::gather_args<8>>("gather_kernel")) {
+                const auto me = static_cast<std::size_t>(l.list.me);
+                if (l.list.lines != nullptr) {
+                    ++summed[me];
+                    continue;
+                }
+                const std::int32_t first = windows[static_cast<std::size_t>(finished[me]++)];
+                EXPECT_EQ(l.list.first_token, first);
+                EXPECT_EQ(l.list.window, 4);
+                EXPECT_EQ(l.num_tokens, tokens_of[me]);
+            }
+            EXPECT_THAT(summed, Each(3));
+            EXPECT_THAT(finished, testing::ElementsAre(3, 1, 0));
+            std::array<int, num_ranks> lines{}, tokens{};
+            for (const auto& l : seen.of<kernels::gather_args<8>>("weight_gradient_kernel")) {
+                auto& n = l.list.lines != nullptr ? lines : tokens;
+                ++n[static_cast<std::size_t>(l.list.me)];
+            }
+            EXPECT_THAT(lines, Each(3));
+            EXPECT_THAT(tokens, testing::ElementsAre(1, 1, 0));
+            // Every rank has taken the same steps.
+            std::array<int, num_ranks> steps{};
+            for (const auto& a : seen.of<kernels::sync_args>("sync_kernel")) {
+                steps[static_cast<std::size_t>(a.link.me)] += a.signal;
+            }
+            EXPECT_THAT(steps, Each(steps[0]));
+        },
+        profile.path());
+}
+
+TEST(token_windows, halves_and_lent_rows_of_a_call_of_several_are_refused_by_the_name_of_the_field) {
+    with_ranks(
+        [](rank_of_three& r) {
+            const auto refused = [](const auto& call) {
+                try {
+                    call();
+                } catch (const config_error& e) {
+                    return std::string(e.what());
+                }
+                return std::string("nothing was refused");
+            };
+            const dispatch_args d = r.dispatch();
+            const combine_args c = r.combine();
+            const auto named = [](const char* call) {
+                return AllOf(HasSubstr(call), HasSubstr("up to 10 tokens a rank"), HasSubstr("rows of 4 at a time"),
+                             HasSubstr("exchange_config::halves"));
+            };
+            EXPECT_THAT(refused([&] { r.ex.dispatch_send(r.p, {&d, 1}, {}, nullptr); }), named("dispatch_send"));
+            EXPECT_THAT(refused([&] { r.ex.combine_send(r.p, {&c, 1}, {}, nullptr); }), named("combine_send"));
+            r.ex.dispatch(r.p, {&d, 1}, {}, nullptr);
+            EXPECT_THAT(refused([&] { (void)r.ex.lend_rows(r.p, 0, 1); }), named("lend_rows"));
+            // A smaller bound fits.
+            r.options.token_bound = 4;
+            r.args.num_tokens = std::min(r.tokens, 4);
+            const plan small = r.ex.make_plan({&r.args, 1}, r.options, nullptr);
+            dispatch_args few = d;
+            few.input.rows = r.args.num_tokens;
+            r.ex.dispatch_send(small, {&few, 1}, {}, nullptr);
+            r.ex.dispatch_receive(small, {&few, 1}, {}, nullptr);
+        },
+        [] {});
+}
+
+TEST(token_windows, a_dispatch_straight_into_lent_outputs_is_one_launch_with_places_for_all_weights) {
+    exchange_config config = rank_of_three::config_of(4);
+    config.window_rows = num_ranks * max_tokens * topk;
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            r.options.layout = layout::flat;
+            const plan flat = r.ex.make_plan({&r.args, 1}, r.options, nullptr);
+            const std::vector<float> weights(static_cast<std::size_t>(max_tokens) * topk);
+            std::vector<float> arrived(static_cast<std::size_t>(r.args.capacity) * topk);
+            dispatch_args d = r.dispatch();
+            d.output = r.ex.window_output(0, 0);
+            d.weights = weights.data();
+            d.local_weights = arrived.data();
+            dispatch_options into;
+            into.into_window = true;
+            r.ex.dispatch(flat, {&d, 1}, into, nullptr);
+        },
+        [&] {
+            EXPECT_EQ(seen.of<kernels::dispatch_args<8>>("dispatch_kernel").size(), num_ranks) << "staged ones too";
+            const auto launches = seen.of<kernels::dispatch_args<8>>("direct_dispatch_kernel");
+            ASSERT_EQ(launches.size(), num_ranks);
+            window_places where(launches[0].link);
+            for (const auto& l : launches) {
+                where.add(l.link);
+                EXPECT_EQ(l.list.window, 0);
+                EXPECT_EQ(l.list.line_skip, nullptr);
+                EXPECT_EQ(l.num_tokens, tokens_of[static_cast<std::size_t>(l.link.me)]);
+            }
+            const auto place = [&](const auto& writer, std::int32_t reader, const void* p) {
+                return where.place(writer.link.me, reader, p);
+            };
+            for (const auto& reader : launches) {
+                const std::int32_t to = reader.link.me;
+                for (const auto& writer : launches) {
+                    const std::int32_t from = writer.link.me;
+                    if (from == to) {
+                        continue;
+                    }
+                    EXPECT_EQ(place(writer, to, writer.ranks[to].output), place(reader, to, reader.ranks[to].output));
+                    EXPECT_EQ(place(writer, to, writer.ranks[to].local_weights),
+                              place(reader, to, reader.ranks[from].weights));
+                    for (std::int32_t other = from + 1; other < num_ranks; ++other) {
+                        if (other != to) {
+                            EXPECT_GE(reader.ranks[other].weights - reader.ranks[from].weights, max_tokens * topk);
+                        }
+                    }
+                }
+            }
+        },
+        nullptr, config);
+}
+
+}  // namespace
+}  // namespace epjit
