@@ -92,7 +92,7 @@ struct row_source {
     const u8* row = nullptr;
     const u8* scales = nullptr;
 
-    __device__ __forceinline__ row_source() = default;
+    row_source() = default;
     __device__ __forceinline__ row_source(const scatter_rank& from, i32 number, bool with_scales)
         : row(static_cast<const u8*>(from.input) + static_cast<i64>(number) * from.input_stride),
           scales(with_scales
