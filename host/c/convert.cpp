@@ -30,6 +30,19 @@ tensor_view to_cpp(const epjit_tensor& t, const char* type_field, const char* sc
 
 }  // namespace
 
+epjit_tensor to_c(const tensor_view& v) {
+    epjit_tensor r{};
+    r.data = v.data;
+    r.type = static_cast<epjit_dtype>(v.type);
+    r.rows = v.rows;
+    r.columns = v.columns;
+    r.row_stride = v.row_stride;
+    r.scales = v.scales;
+    r.scale = static_cast<epjit_scale_type>(v.scale);
+    r.scale_row_stride = v.scale_row_stride;
+    return r;
+}
+
 epjit::exchange_config to_cpp(const epjit_exchange_config& c) {
     epjit::exchange_config r;
     r.kind = enumerator<exchange_kind>(c.kind, "epjit_exchange_config::kind");
@@ -51,6 +64,7 @@ epjit::exchange_config to_cpp(const epjit_exchange_config& c) {
     r.halves = c.halves != 0;
     r.memory = {c.memory.allocate, c.memory.release, c.memory.user};
     r.staging_bytes = c.staging_bytes;
+    r.window_rows = c.window_rows;
     return r;
 }
 
@@ -76,6 +90,7 @@ epjit_exchange_config to_c(const epjit::exchange_config& c) {
     r.halves = c.halves ? 1 : 0;
     r.memory = {c.memory.allocate, c.memory.release, c.memory.user};
     r.staging_bytes = c.staging_bytes;
+    r.window_rows = c.window_rows;
     return r;
 }
 
@@ -127,12 +142,18 @@ epjit::dispatch_args to_cpp(const epjit_dispatch_args& a) {
 }
 
 epjit::dispatch_options to_cpp(const epjit_dispatch_options& o) {
-    return {o.weigh_input != 0, o.zero_padding != 0, o.zero_tail != 0, o.lane};
+    return {o.weigh_input != 0, o.zero_padding != 0, o.zero_tail != 0, o.lane, o.into_window != 0};
 }
 
 epjit_dispatch_options to_c(const epjit::dispatch_options& o) {
-    return {
-        sizeof(epjit_dispatch_options), o.weigh_input ? 1 : 0, o.zero_padding ? 1 : 0, o.zero_tail ? 1 : 0, o.lane, 0};
+    epjit_dispatch_options r{};
+    r.struct_size = sizeof r;
+    r.weigh_input = o.weigh_input ? 1 : 0;
+    r.zero_padding = o.zero_padding ? 1 : 0;
+    r.zero_tail = o.zero_tail ? 1 : 0;
+    r.lane = o.lane;
+    r.into_window = o.into_window ? 1 : 0;
+    return r;
 }
 
 epjit::combine_args to_cpp(const epjit_combine_args& a) {

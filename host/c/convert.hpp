@@ -17,6 +17,7 @@ epjit::combine_args to_cpp(const epjit_combine_args& a);
 epjit::combine_options to_cpp(const epjit_combine_options& o);
 epjit::weight_gradient_args to_cpp(const epjit_weight_gradient_args& a);
 
+epjit_tensor to_c(const tensor_view& v);
 epjit_exchange_config to_c(const epjit::exchange_config& c);
 epjit_plan_options to_c(const epjit::plan_options& o);
 epjit_dispatch_options to_c(const epjit::dispatch_options& o);

@@ -69,6 +69,12 @@ epjit_status epjit_exchange_worst_case_rows(const epjit_exchange* exchange, int3
     });
 }
 
+epjit_status epjit_exchange_window_output(const epjit_exchange* exchange, int32_t driven, int32_t lane,
+                                          epjit_tensor* out) {
+    return guarded(
+        [&] { not_null(out, "out") = to_c(not_null(exchange, "exchange").object.window_output(driven, lane)); });
+}
+
 epjit_status epjit_make_plan(epjit_exchange* exchange, const epjit_plan_args* ranks, uint32_t num_ranks,
                              const epjit_plan_options* options, epjit_stream stream, epjit_plan** plan) {
     return guarded([&] {

@@ -63,19 +63,23 @@ leaving leaving_of(const letters& l, crossing c) {
     return {(l.G - 1) * each, (l.R - l.G) * each, each};
 }
 
+/// A dispatch of lsa whose rows are staged where they arrive, or are not.
+traffic predict_stores(const letters& l, const leaving& rows, bool staged, const workload& w, const link_rates& rates) {
+    traffic out;
+    const double row = l.T * w.dispatch_row_bytes;
+    // Read the input; what arrives is written, and if it is staged read and written again.
+    out.nvlink_bytes = rows.all() * row;
+    out.local_bytes = (staged ? 1 + rows.all() + (rows.own + rows.all()) + l.final_rows : 1 + l.final_rows) * row;
+    out.us = rates.launch_us + (l.R > 1 ? rates.flag_us + (staged ? rates.stage_us : 0) : 0) +
+             std::max(store_us(out.nvlink_bytes, w, rates), local_us(out.local_bytes, w, rates));
+    return out;
+}
+
 /// Kernels store into peers while others spread what has arrived.
 prediction predict_lsa(const letters& l, crossing c, const workload& w, const link_rates& rates) {
     prediction out{exchange_kind::lsa, c, {}, {}};
     const leaving rows = leaving_of(l, c);
-    const bool staged = c == crossing::once_per_rank && w.rows != layout::flat;
-    const double row = l.T * w.dispatch_row_bytes;
-    // Read the input; what arrives is written, and if it has several places read and written again.
-    out.dispatch.nvlink_bytes = rows.all() * row;
-    out.dispatch.local_bytes =
-        (staged ? 1 + rows.all() + (rows.own + rows.all()) + l.final_rows : 1 + l.final_rows) * row;
-    out.dispatch.us =
-        rates.launch_us + (l.R > 1 ? rates.flag_us + (staged ? rates.stage_us : 0) : 0) +
-        std::max(store_us(out.dispatch.nvlink_bytes, w, rates), local_us(out.dispatch.local_bytes, w, rates));
+    out.dispatch = predict_stores(l, rows, c == crossing::once_per_rank && w.rows != layout::flat, w, rates);
     // Read what the experts made, store partials (or rows) at the owner, read and sum them there.
     const double back = l.T * w.combine_row_bytes;
     out.combine.nvlink_bytes = rows.all() * back;
@@ -193,6 +197,16 @@ prediction predict(exchange_kind exchange, crossing rows_cross, const workload& 
             return rows_cross == crossing::once_per_host ? predict_hybrid(l, work, rates) : nothing;
         default: return nothing;
     }
+}
+
+traffic predict_window_dispatch(bool direct, const workload& work, const link_rates& rates) noexcept {
+    const letters l = letters_of(work);
+    if (work.ranks < 1 || l.M > 1) {
+        return {};
+    }
+    const bool per_slot = direct && work.rows != layout::flat;
+    return predict_stores(l, leaving_of(l, per_slot ? crossing::once_per_slot : crossing::once_per_rank), !direct, work,
+                          rates);
 }
 
 std::vector<prediction> predict_all(const workload& work, const link_rates& rates) {

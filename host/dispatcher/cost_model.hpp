@@ -74,6 +74,10 @@ double nccl_us(double bytes) noexcept;
 /// (once_per_host). Other pairs and a workload without ranks give zeros.
 prediction predict(exchange_kind exchange, crossing rows_cross, const workload& work, const link_rates& rates);
 
+/// A dispatch of lsa into outputs that every rank lends. `direct`: to every place of a row, straight; else once per
+/// rank, staged there and expanded, on flat too. Zeros for several hosts and without ranks.
+traffic predict_window_dispatch(bool direct, const workload& work, const link_rates& rates) noexcept;
+
 /// Every pair that could carry `work`: lsa only on one host, hybrid only between several.
 std::vector<prediction> predict_all(const workload& work, const link_rates& rates);
 

@@ -81,6 +81,8 @@ class backend {
     virtual void combine_receive(plan_state& p, std::span<const combine_args> ranks, const combine_options& options,
                                  stream_t stream) = 0;
     virtual void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) = 0;
+    /// Memory of window_layout's size that the peers' kernels can write, for outputs; null: it has none.
+    [[nodiscard]] virtual void* lent_window(int /*driven*/, int /*lane*/) noexcept { return nullptr; }
     /// @throws unsupported_error where rows do not arrive in memory of the exchange's.
     virtual lent_view lend_rows(plan_state& p, int driven, int source);
 };

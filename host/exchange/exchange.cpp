@@ -4,6 +4,7 @@
 #include "epjit/error.hpp"
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/dispatcher/tuning.hpp"
+#include "host/dispatcher/window_way.hpp"
 #include "host/exchange/exchange_state.hpp"
 #include "host/exchange/validate.hpp"
 #include "host/nccl/compare.hpp"
@@ -13,7 +14,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 namespace epjit {
@@ -68,6 +68,14 @@ void expect_sent(const exchange_state& state, std::int32_t lane, pending_half ha
     }
 }
 
+void validate_dispatch(const exchange_state& state, const plan_state& p, std::span<const dispatch_args> ranks,
+                       const dispatch_options& options) {
+    host::validate_dispatch(state.config, p, ranks, options);
+    if (options.into_window) {
+        state.windows.check(ranks, options);
+    }
+}
+
 host::resolved_config resolve_config(const host::communicator_state& comm, const exchange_config& config,
                                      exchange_kind kind) {
     host::validate_config(config, comm.num_ranks);
@@ -106,19 +114,6 @@ void point_into_copies(host::resolved_config& resolved, std::vector<std::int32_t
     resolved.config.rank_hosts = resolved.rank_hosts.data();
 }
 
-/// What the cost model needs to know; zeros where the config is wrong, which is reported when it is validated.
-host::workload largest_call(const exchange_config& config) {
-    host::workload work;
-    work.topk = config.topk;
-    work.tokens = config.max_tokens_per_rank;
-    work.num_sms = config.num_sms;
-    const double hidden = std::max(0, config.hidden);
-    work.dispatch_row_bytes = hidden * static_cast<double>(size_of(config.dispatch_type)) +
-                              std::ceil(hidden / 128) * static_cast<double>(size_of(config.scales));
-    work.combine_row_bytes = hidden * static_cast<double>(size_of(config.combine_type));
-    return work;
-}
-
 exchange_kind choose_kind(host::communicator_state& comm, const exchange_config& config) {
     host::exchange_question question;
     question.wanted = config.kind;
@@ -136,7 +131,7 @@ exchange_kind choose_kind(host::communicator_state& comm, const exchange_config&
     question.facts.num_ranks = comm.num_ranks;
     question.facts.have_gpu = comm.context != nullptr;
     question.facts.real_ranks = comm.nccl != nullptr;
-    question.largest = largest_call(config);
+    question.largest = host::workload_of(config);
     const host::exchange_choice choice = host::choose_exchange(question);
     if (!choice.fallback.empty() && !comm.fallback_logged.exchange(true)) {
         comm.runtime->log().write(log_level::warn, choice.fallback);
@@ -221,6 +216,7 @@ exchange::exchange(communicator& comm, const exchange_config& config) {
     point_into_copies(state->config, state->rank_slots);
     state->config.knobs = host::settle_knobs(*comm.state_, state->config.config);
     state->backend = make_backend(*state);
+    state->windows = host::lent_windows(*comm.state_, state->config, *state->backend);
     state_ = std::move(state);
 }
 
@@ -244,7 +240,11 @@ std::int64_t exchange::worst_case_rows(int driven, const plan_options& options) 
 }
 
 std::size_t exchange::workspace_bytes() const noexcept {
-    return state_ != nullptr ? state_->backend->workspace_bytes() : 0;
+    return state_ != nullptr ? state_->backend->workspace_bytes() + state_->windows.bytes() : 0;
+}
+
+tensor_view exchange::window_output(int driven, int lane) const {
+    return live(state_).windows.view(driven, lane);
 }
 
 plan exchange::make_plan(std::span<const plan_args> ranks, const plan_options& options, stream_t stream, plan reuse) {
@@ -273,7 +273,7 @@ void exchange::dispatch_send(const plan& p, std::span<const dispatch_args> ranks
                              stream_t stream) {
     exchange_state& state = live(state_);
     plan_state& ps = owned(state, p, "dispatch_send");
-    host::validate_dispatch(state.config, ps, ranks, options);
+    validate_dispatch(state, ps, ranks, options);
     expect_idle(state, options.lane, "dispatch_send");
     state.backend->dispatch_send(ps, ranks, options, stream);
     state.lanes[options.lane] = {pending_half::dispatch, &ps};
@@ -283,7 +283,7 @@ void exchange::dispatch_receive(const plan& p, std::span<const dispatch_args> ra
                                 stream_t stream) {
     exchange_state& state = live(state_);
     plan_state& ps = owned(state, p, "dispatch_receive");
-    host::validate_dispatch(state.config, ps, ranks, options);
+    validate_dispatch(state, ps, ranks, options);
     expect_sent(state, options.lane, pending_half::dispatch, ps);
     state.backend->dispatch_receive(ps, ranks, options, stream);
     state.lanes[options.lane] = {};
@@ -293,7 +293,7 @@ void exchange::dispatch(const plan& p, std::span<const dispatch_args> ranks, con
                         stream_t stream) {
     exchange_state& state = live(state_);
     plan_state& ps = owned(state, p, "dispatch");
-    host::validate_dispatch(state.config, ps, ranks, options);
+    validate_dispatch(state, ps, ranks, options);
     expect_idle(state, options.lane, "dispatch");
     state.backend->dispatch(ps, ranks, options, stream);
 }

@@ -3,6 +3,7 @@
 
 #include "host/exchange/backend.hpp"
 #include "host/exchange/communicator_state.hpp"
+#include "host/exchange/windows.hpp"
 
 #include <array>
 #include <memory>
@@ -26,6 +27,7 @@ struct exchange_state {
     std::shared_ptr<const int> identity = std::make_shared<const int>(0);
     std::vector<std::int32_t> rank_slots;  ///< [R], for config.config.placement
     std::array<lane_state, 2> lanes;
+    lent_windows windows;  ///< goes after the backend, which may still use it
     std::unique_ptr<host::backend> backend;
 };
 

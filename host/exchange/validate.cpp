@@ -174,6 +174,10 @@ void validate_config(const exchange_config& c, std::int32_t num_ranks) {
     if (c.num_sms < 0) {
         refuse("use 0 for automatic", "num_sms is {}", c.num_sms);
     }
+    if (c.window_rows < 0) {
+        refuse("use 0 for no window, or the rows that an output may need (see worst_case_rows)", "window_rows is {}",
+               c.window_rows);
+    }
     if (c.staging_bytes < 0) {
         refuse("use 0 for automatic", "staging_bytes is {}", c.staging_bytes);
     }

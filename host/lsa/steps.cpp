@@ -26,6 +26,7 @@ std::string_view text(lane_op op) {
         case lane_op::combine: return "combine";
         case lane_op::gradient_rows: return "weight_gradients (rows)";
         case lane_op::gradients: return "weight_gradients";
+        case lane_op::window_open: return "dispatch (into windows)";
         case lane_op::none: break;
     }
     return "nothing";

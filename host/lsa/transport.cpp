@@ -19,6 +19,8 @@ struct window_parts {
     std::array<std::int64_t, 2> flags_at_{};
     std::array<std::int64_t, num_travel_areas> packets_at_{};
     std::array<std::int64_t, 2> weights_at_{};
+    std::int64_t window_at_ = 0;
+    std::int32_t flag_stride_ = 0;  ///< of a source: one a chunk, at least the two of a dispatch into windows
 };
 
 class lsa_transport final : public transport, private window_parts {
@@ -73,7 +75,14 @@ class lsa_transport final : public transport, private window_parts {
     }
     [[nodiscard]] templates::chunk_flags flags(travel_area area, std::int32_t lane) const noexcept override {
         const std::int64_t at = counts_offset(lane) + flags_at_[area == travel_area::rows ? 0 : 1];
-        return {reinterpret_cast<templates::u32*>(local() + at), at, shape_.max_lines, 0};
+        return {reinterpret_cast<templates::u32*>(local() + at), at, flag_stride_, 0};
+    }
+    [[nodiscard]] std::uint8_t* window(std::int32_t lane, std::int32_t rank) const noexcept override {
+        if (shape_.window_bytes == 0) {
+            return nullptr;
+        }
+        auto* const base = static_cast<std::uint8_t*>(rank == me_ ? window_.local() : window_.peer(rank));
+        return base + counts_offset(lane) + window_at_;
     }
     [[nodiscard]] templates::weight_area line_weights(std::int32_t lane, bool few) const noexcept override {
         const std::int64_t at = counts_offset(lane) + weights_at_[few ? 1 : 0];
@@ -125,14 +134,16 @@ window_parts::window_parts(std::int32_t ranks, const travel_shape& shape) {
         const bool staged = area == travel_area::rows || area == travel_area::partials;
         areas_at_[a] = staged ? staging : part(ranks * shape.region(area));
     }
+    flag_stride_ = std::max(shape.max_lines, 2);
     for (std::int64_t& at : flags_at_) {
-        at = part(std::int64_t{ranks} * shape.max_lines * 4);
+        at = part(std::int64_t{ranks} * flag_stride_ * 4);
     }
     weights_at_ = {part(std::int64_t{ranks} * shape.max_lines * shape.topk * 8),
                    part(2 * std::int64_t{ranks} * shape.packet_lines * shape.topk * 8)};
     for (std::size_t a = 0; a < num_travel_areas; ++a) {
         packets_at_[a] = part(2 * std::int64_t{ranks} * shape.packet_lines * shape.packet_bytes[a]);
     }
+    window_at_ = part(shape.window_bytes);
     lane_bytes_ = next;
     total_ = lanes_at_ + shape.num_lanes * lane_bytes_;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/ranks/arguments.hpp"
 
+#include "host/exchange/windows.hpp"
+
 #include <algorithm>
 
 namespace epjit::host {
@@ -351,6 +353,20 @@ void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank*
             weights ? reinterpret_cast<float*>(s.way.out(travel_area::weights, lane_of(plan), r)) : nullptr;
     }
     head.send_bytes = input_access(s, ranks.input);
+}
+
+void fill_direct_args(templates::dispatch_head& head, templates::scatter_rank* table, const rank_setting& s,
+                      const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options) {
+    fill_dispatch_args(head, table, s, plan, ranks, options);
+    const window_layout lent(s.config.config);
+    for (std::int32_t r = 0; r < s.config.num_ranks; ++r) {
+        if (r != s.config.first_driven) {
+            table[r].output = s.way.window(lane_of(plan), r);
+            table[r].output_scales = s.way.window(lane_of(plan), r) + lent.scales_at;
+            table[r].output_stride = lent.row_bytes;
+            table[r].output_scale_stride = static_cast<std::int32_t>(lent.scale_row_bytes);
+        }
+    }
 }
 
 void fill_combine_args(templates::combine_head& head, templates::gather_rank* table, const rank_setting& s,

@@ -57,6 +57,9 @@ void fill_reduce_args(gather_kernel_args& args, const rank_setting& s, const ran
 /// A whole dispatch, or combine, through windows; what says how ranks meet is not filled.
 void fill_dispatch_args(templates::dispatch_head& head, templates::scatter_rank* table, const rank_setting& s,
                         const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options);
+/// A whole dispatch straight into the outputs that the ranks lend.
+void fill_direct_args(templates::dispatch_head& head, templates::scatter_rank* table, const rank_setting& s,
+                      const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options);
 void fill_combine_args(templates::combine_head& head, templates::gather_rank* table, const rank_setting& s,
                        const rank_plan& plan, const combine_args& ranks, reduction order);
 /// The same of few tokens, as packets.

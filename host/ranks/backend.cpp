@@ -200,6 +200,7 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
     plan->num_tokens = ranks[0].num_tokens > bound(*plan) ? 0 : ranks[0].num_tokens;
     plan->capacity = ranks[0].capacity;
     plan->known_rows = -1;
+    plan->direct = goes_direct(*plan);
     if (gathers(options)) {
         launch_gathered_plan(*plan, ranks[0], stream);
     } else {
@@ -284,12 +285,12 @@ void rank_backend::take_back(std::int32_t lane) noexcept {
     rows.sequence = 0;
 }
 
-void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own, bool packets) noexcept {
+void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own, travelled how) noexcept {
     lane_rows& rows = rows_[static_cast<std::size_t>(plan.options.lane)];
     rows.sequence = plan.sequence;
     rows.type = type;
     rows.own = own;
-    rows.packets = packets;
+    rows.how = how;
 }
 
 void rank_backend::begin_call(const rank_plan& plan, std::int32_t lane, stream_t stream) {
@@ -303,6 +304,9 @@ void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> r
                                  stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
     kernels();
+    if (options.into_window) {
+        check_window_rows(plan);
+    }
     const scoped_context current(*comm_.context);
     require_one_window(plan, "dispatch_send");
     begin_call(plan, options.lane, stream);
@@ -379,7 +383,11 @@ lent_view rank_backend::lend_rows(plan_state& p, int, int source) {
         throw config_error(fmt::format("lend_rows on lane {} without a dispatch of this plan as its last call", lane),
                            "call it after dispatch, before the lane's next dispatch, combine or weight_gradients");
     }
-    if (left.packets) {
+    if (left.how == travelled::straight) {
+        throw unsupported_error("rows of a dispatch straight into windows are not staged, there is none to lend",
+                                "read them in window_output, or set the knob window_dispatch to 1");
+    }
+    if (left.how == travelled::packets) {
         throw unsupported_error("rows of a call of few tokens arrive as packets, there is none to lend",
                                 "give the plan a token_bound above ll_max_tokens_per_rank");
     }

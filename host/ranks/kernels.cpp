@@ -26,6 +26,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
     request.backward = c.backward;
     request.programs = config.knobs.programs();
     request.low_latency = c.ll_max_tokens_per_rank > 0;
+    request.windows = c.window_rows > 0;
     const std::vector<jit::variant_spec> specs = jit::run_variants(request);
     variants_ = comm.runtime->load(comm.context, specs);
     const std::int32_t budget = c.num_sms;
@@ -69,11 +70,18 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 break;
             case jit::kernel_kind::exchange_dispatch: {
                 const templates::scatter_config shape = scatter_config_of(s);
-                dispatch = prepare_kernel(context, variants_[i]->get("dispatch_kernel"),
-                                          templates::dispatch_threads(shape), templates::dispatch_shared_bytes(shape),
-                                          budget);
+                dispatch =
+                    prepare_kernel(context, variants_[i]->get("dispatch_kernel"), templates::dispatch_threads(shape),
+                                   templates::dispatch_shared_bytes(shape), budget);
                 dispatch_movers = templates::scatter_movers(shape);
                 dispatch_send_movers = templates::dispatch_send_movers(shape);
+                break;
+            }
+            case jit::kernel_kind::direct_dispatch: {
+                const templates::scatter_config shape = scatter_config_of(s);
+                direct_dispatch = prepare_kernel(context, variants_[i]->get("direct_dispatch_kernel"),
+                                                 templates::scatter_bulk_threads(shape),
+                                                 templates::scatter_bulk_shared_bytes(shape), budget);
                 break;
             }
             case jit::kernel_kind::exchange_combine: {

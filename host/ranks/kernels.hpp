@@ -25,15 +25,16 @@ class rank_kernels {
     launchable gather;
     launchable weight_gradient;  ///< empty without config.backward
     launchable dispatch;         ///< through windows in one launch; empty where rows need more than a copy
+    launchable direct_dispatch;  ///< straight into lent outputs; empty as `dispatch`, and where none are lent
     launchable combine;          ///< through windows in one launch
     launchable ll_dispatch;      ///< of few tokens; empty without config.ll_max_tokens_per_rank
     launchable ll_combine;
     std::int32_t dispatch_movers = 1;       ///< of a block that expands
     std::int32_t dispatch_send_movers = 1;  ///< of one that sends
-    scatter_program convert;    ///< input type to dispatch type
-    scatter_program pass;       ///< rows that stay as they are: dispatch type
-    scatter_program raw;        ///< input type untouched, to be converted where they arrive
-    scatter_program gradients;  ///< combine type
+    scatter_program convert;                ///< input type to dispatch type
+    scatter_program pass;                   ///< rows that stay as they are: dispatch type
+    scatter_program raw;                    ///< input type untouched, to be converted where they arrive
+    scatter_program gradients;              ///< combine type
 
     templates::plan_config plan_shape{};
 

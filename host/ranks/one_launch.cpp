@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole dispatches and combines through windows, one launch each.
+#include "epjit/error.hpp"
+#include "host/dispatcher/window_way.hpp"
 #include "host/ranks/rank_backend.hpp"
+
+#include <fmt/format.h>
 
 #include <algorithm>
 
@@ -13,6 +17,9 @@ constexpr std::int64_t weights_a_thread = 4;
 
 /// A combine in one launch sends weights, sends sums and finishes tokens.
 constexpr std::int32_t fewest_combine_blocks = 3;
+
+/// Lines whose metadata a thread writes beside a dispatch into windows, where there are enough blocks.
+constexpr std::int64_t lines_of_thread = 2;
 
 /// Blocks that fill a rank's link with rows of `bytes`: eight would by their bytes alone, and each row costs a block
 /// what 9 KB more would (docs/performance.md).
@@ -40,14 +47,15 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
     const launchable& kernel = kernels().dispatch;
     const std::int32_t movers = kernels().dispatch_movers;
     const jit::knobs& tuned = knobs(plan);
-    const std::int32_t most_senders =
-        tuned.dispatch_senders != 0
-            ? tuned.dispatch_senders
-            : senders_for(config_.config.hidden * size_of(config_.config.dispatch_type));
+    const std::int32_t most_senders = tuned.dispatch_senders != 0
+                                          ? tuned.dispatch_senders
+                                          : senders_for(config_.config.hidden * size_of(config_.config.dispatch_type));
     const std::int32_t half = std::max(1, kernel.max_blocks / 2);
     // Equal on every rank: the receivers look for the flags that the senders raise. Windows start with a chunk.
-    const std::int32_t chunk = std::min(
-        tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk : bound(plan) >= 1024 ? 2 : 1, shape_.staged_lines);
+    const std::int32_t chunk = std::min(tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk
+                                        : bound(plan) >= 1024     ? 2
+                                                                  : 1,
+                                        shape_.staged_lines);
     by_windows(plan, chunk, [&](const token_window& window) {
         templates::dispatch_args<NumRanks> args{};
         fill_dispatch_args(args, args.ranks, setting(plan, window), plan, ranks, options);
@@ -66,14 +74,63 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
     });
 }
 
+template <std::int32_t NumRanks>
+void rank_backend::launch_direct_dispatch(const rank_plan& plan, const dispatch_args& ranks,
+                                          const dispatch_options& options, stream_t stream) {
+    const launchable& kernel = kernels().direct_dispatch;
+    const std::int64_t movers = kernel.threads / 32 - 1;
+    templates::dispatch_args<NumRanks> args{};
+    fill_direct_args(args, args.ranks, setting(plan), plan, ranks, options);
+    args.link = way_->link(options.lane);
+    args.flags = way_->flags(travel_area::rows, options.lane);
+    // Half of the GPU: while senders wait for a peer that is at another lane's call, that call has room here.
+    const std::int64_t most = std::min(kernel.max_blocks, std::max(2, comm_.context->num_sms() / 2));
+    const std::int64_t tokens = bound(plan);
+    const std::int64_t lines_of_block = kernel.threads * lines_of_thread;
+    const std::int64_t receivers = std::clamp<std::int64_t>(
+        (config_.num_ranks * tokens + lines_of_block - 1) / lines_of_block, 1, std::max<std::int64_t>(1, most / 4));
+    args.senders =
+        static_cast<templates::i32>(std::clamp<std::int64_t>((tokens + movers - 1) / movers, 1, most - receivers));
+    launch(comm_, kernel, args.senders + receivers, &args, stream, launch_mode::overlapping);
+}
+
+bool rank_backend::goes_direct(const rank_plan& plan) const {
+    if (config_.config.window_rows == 0 || !kernels_ || kernels_->direct_dispatch.max_blocks < 2) {
+        return false;
+    }
+    workload work = workload_of(config_.config);
+    work.ranks = config_.num_ranks;
+    work.tokens = bound(plan);
+    work.rows = plan.options.layout;
+    return choose_window_way(work, link_rates{}, knobs(plan).window_dispatch).direct;
+}
+
+void rank_backend::check_window_rows(const rank_plan& plan) const {
+    for (std::int32_t r = 0; plan.exact && r < config_.num_ranks; ++r) {
+        const std::int32_t rows = plan.host_counts()[config_.placement.num_slots + r];
+        if (rows > config_.config.window_rows) {
+            throw config_error(
+                fmt::format("into_window: rank {} gets {} rows, window_rows is {}", r, rows,
+                            config_.config.window_rows),
+                "create the exchange with more window_rows (worst_case_rows is always enough), or leave into_window "
+                "out on every rank for such plans");
+        }
+    }
+}
+
 void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                             stream_t stream) {
     // What decides is equal on every rank: the config, the options, never this rank's tensors.
     const rank_plan& plan = static_cast<const rank_plan&>(p);
     const bool as_they_are = !options.weigh_input && config_.config.input_type == config_.config.dispatch_type;
     const bool few = few_tokens(plan);
+    const bool direct = options.into_window && plan.direct && as_they_are && !few;
+    if (options.into_window) {
+        check_window_rows(plan);
+    }
     if (!way_->peers_written() || !as_they_are ||
-        (!few && (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
+        (!few && !direct &&
+         (!kernels().dispatch || kernels().dispatch.max_blocks < 2 || knobs(plan).dispatch_launches == 2))) {
         dispatch_by_steps(plan, ranks[0], options, stream);
         return;
     }
@@ -81,7 +138,13 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
     begin_call(plan, options.lane, stream);
     if (few) {
         launch_ll_dispatch(plan, ranks[0], options, stream);
-        leave_rows(plan, config_.config.dispatch_type, false, true);
+        leave_rows(plan, config_.config.dispatch_type, false, travelled::packets);
+        return;
+    }
+    if (direct) {
+        with_table(config_.num_ranks,
+                   [&]<std::int32_t NumRanks>() { launch_direct_dispatch<NumRanks>(plan, ranks[0], options, stream); });
+        leave_rows(plan, config_.config.dispatch_type, false, travelled::straight);
         return;
     }
     with_table(config_.num_ranks,

@@ -66,6 +66,7 @@ class rank_plan final : public plan_state {
     std::int64_t known_rows = -1;  ///< exact mode
     std::uint32_t sequence = 0;
     bool exact = false;
+    bool direct = false;  ///< rows go straight to their places in outputs that are lent
 
    private:
     static constexpr std::size_t counts_offset = 256;

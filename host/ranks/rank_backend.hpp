@@ -45,6 +45,7 @@ class rank_backend : public backend {
                          stream_t stream) final;
     void weight_gradients(plan_state& p, std::span<const weight_gradient_args> ranks, stream_t stream) final;
     lent_view lend_rows(plan_state& p, int driven, int source) final;
+    [[nodiscard]] void* lent_window(int, int lane) noexcept final { return way_->window(lane, config_.first_driven); }
 
    protected:
     // The steps in which exchanges differ. Each is called with the context current and the lane's order kept.
@@ -128,6 +129,13 @@ class rank_backend : public backend {
     void launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
                          stream_t stream);
     template <std::int32_t NumRanks>
+    void launch_direct_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                                stream_t stream);
+    /// The way of a plan's dispatches into lent outputs; equal on every rank.
+    [[nodiscard]] bool goes_direct(const rank_plan& plan) const;
+    /// Exact mode: the rows of every rank fit the outputs that are lent. @throws config_error, on every rank or none.
+    void check_window_rows(const rank_plan& plan) const;
+    template <std::int32_t NumRanks>
     void launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                         stream_t stream);
 
@@ -184,9 +192,11 @@ class rank_backend : public backend {
                             stream_t stream);
     void launch_ll_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                            stream_t stream);
+    /// How rows came: only those that were staged can be lent.
+    enum class travelled : std::uint8_t { staged, packets, straight };
     // What a lane's last dispatch left may be lent until the memory is used again.
     void take_back(std::int32_t lane) noexcept;
-    void leave_rows(const rank_plan& plan, dtype type, bool own, bool packets = false) noexcept;
+    void leave_rows(const rank_plan& plan, dtype type, bool own, travelled how = travelled::staged) noexcept;
     [[nodiscard]] std::chrono::milliseconds wait_limit() const noexcept {
         const settings& o = comm_.runtime->options;
         return first_step_done_ ? o.wait_timeout : o.first_wait_timeout;
@@ -197,8 +207,8 @@ class rank_backend : public backend {
         lease_counter lease;
         std::uint32_t sequence = 0;  ///< of its plan; 0: another call has used the memory since
         dtype type = dtype::bf16;
-        bool own = false;      ///< this rank's rows too
-        bool packets = false;  ///< they came as packets: no rows to lend
+        bool own = false;  ///< this rank's rows too
+        travelled how = travelled::staged;
     };
 
     std::optional<rank_kernels> kernels_;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/ranks/transport.hpp"
 
+#include "host/exchange/windows.hpp"
+
 #include <algorithm>
 
 namespace epjit::host {
@@ -67,6 +69,7 @@ travel_shape shape_travel(const resolved_config& config) {
                                          .bytes();
         packets(travel_area::partials) = templates::sum_record(c.hidden, type(c.combine_type)).bytes();
         shape.packet_lines = c.ll_max_tokens_per_rank;
+        shape.window_bytes = c.window_rows != 0 ? window_layout(c).bytes : 0;
     }
     shape.topk = c.topk;
     shape.max_lines = std::max(1, c.max_tokens_per_rank);

@@ -37,6 +37,7 @@ struct travel_shape {
     /// Bytes of one rank's region; at least K rows of partials, so that one token's rows fit.
     [[nodiscard]] std::int64_t region(travel_area area) const noexcept;
     std::int32_t topk = 1;
+    std::int64_t window_bytes = 0;  ///< of the outputs that are lent for a lane
 };
 travel_shape shape_travel(const resolved_config& config);
 
@@ -66,6 +67,11 @@ class transport {
     /// `bound`: tokens that a rank may bring to this plan.
     virtual void exchange_counts(const plan_options& options, std::int32_t bound, stream_t stream) = 0;
     virtual void exchange_lines(std::int32_t lane, stream_t stream) = 0;
+    /// The outputs that `rank` lends for the lane, laid out as window_layout says, as mapped here; null: peers write
+    /// none.
+    [[nodiscard]] virtual std::uint8_t* window(std::int32_t /*lane*/, std::int32_t /*rank*/) const noexcept {
+        return nullptr;
+    }
     // Where the routing of all ranks arrives, one rank's every travel_shape::routing_bytes; where peers are written two
     // of them, and where they lie in every window.
     [[nodiscard]] virtual std::uint8_t* routing(std::int32_t lane) const noexcept = 0;

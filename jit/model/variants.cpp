@@ -145,6 +145,9 @@ void list_ranks(const variant_request& request, target_arch arch, std::int32_t n
         if (num_ranks > 1 && t.input == t.output) {
             append_dispatch(list, exchange_dispatch_spec(arch, num_ranks, m.hidden, m.topk, t.input, t.scales));
             append_unique(list, low_latency_dispatch_spec(arch, m.hidden, m.topk, t.input, t.scales));
+            if (request.set == variant_set::all) {
+                append_dispatch(list, direct_dispatch_spec(arch, num_ranks, m.hidden, m.topk, t.input, t.scales));
+            }
         }
         append_unique(list, scatter_spec(arch, exchange_kind::loopback, num_ranks, m.hidden, m.topk, t.input, t.output,
                                          t.scales));
@@ -279,14 +282,20 @@ variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, st
     s.kind = kernel_kind::exchange_dispatch;
     s.threads = 0;
     const std::int64_t row_bytes = hidden * size_of(type);
-    s.stages = bulk_stages(
-        arch,
-        templates::dispatch_stage_bytes(
-            static_cast<templates::i32>(row_bytes),
-            templates::bulk_scale_bytes(hidden, static_cast<templates::group_scale>(scales)), topk),
-        false, templates::dispatch_static_bytes(s.num_ranks));
+    s.stages = bulk_stages(arch,
+                           templates::dispatch_stage_bytes(
+                               static_cast<templates::i32>(row_bytes),
+                               templates::bulk_scale_bytes(hidden, static_cast<templates::group_scale>(scales)), topk),
+                           false, templates::dispatch_static_bytes(s.num_ranks));
     // A warp waits for a line's place and flag before it moves the row: several share the stages, three each.
     s.movers = std::clamp(s.stages / 3, 1, 8);
+    return s;
+}
+
+variant_spec direct_dispatch_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
+                                  dtype type, scale_type scales) {
+    variant_spec s = exchange_dispatch_spec(arch, num_ranks, hidden, topk, type, scales);
+    s.kind = kernel_kind::direct_dispatch;
     return s;
 }
 
@@ -374,6 +383,7 @@ void list_tuned(const variant_request& request, const profile_entry& entry, targ
                             .wire = t.output,
                             .scales = t.scales,
                             .combine = combine,
+                            .windows = request.set == variant_set::all,
                             .programs = entry.values};
             for (const exchange_kind kind : {exchange_kind::loopback, exchange_kind::lsa}) {
                 run.exchange = kind;
@@ -431,6 +441,9 @@ std::vector<variant_spec> run_variants(const run_request& r) {
     if (r.exchange == exchange_kind::lsa) {
         append_dispatch(list, exchange_dispatch_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.wire, r.scales));
         list.push_back(exchange_combine_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.combine));
+        if (r.windows) {
+            append_dispatch(list, direct_dispatch_spec(r.arch, r.num_ranks, r.hidden, r.topk, r.wire, r.scales));
+        }
         if (r.low_latency) {
             list.push_back(low_latency_dispatch_spec(r.arch, r.hidden, r.topk, r.wire, r.scales));
             list.push_back(low_latency_combine_spec(r.arch, r.hidden, r.topk, r.combine));

@@ -24,6 +24,7 @@ constexpr knob_info infos[] = {
     {"dispatch_launches", &knobs::dispatch_launches, 1, 2, 1, false},
     {"dispatch_senders", &knobs::dispatch_senders, 1, 1024, 1, false},
     {"dispatch_chunk", &knobs::dispatch_chunk, 1, 64, 1, false},
+    {"window_dispatch", &knobs::window_dispatch, 1, 2, 1, false},
     {"combine_launches", &knobs::combine_launches, 1, 2, 1, false},
     {"combine_senders_percent", &knobs::combine_senders_percent, 5, 95, 1, false},
 };
@@ -105,7 +106,8 @@ variant_spec with_knobs(variant_spec spec, const knobs& values) noexcept {
             set_threads(values.scatter_threads);
             set_ring(spec, values.scatter_stages, values.scatter_movers);
             break;
-        case kernel_kind::exchange_dispatch: set_ring(spec, values.dispatch_stages, values.dispatch_movers); break;
+        case kernel_kind::exchange_dispatch:
+        case kernel_kind::direct_dispatch: set_ring(spec, values.dispatch_stages, values.dispatch_movers); break;
         case kernel_kind::unpermute_combine: set_threads(values.gather_threads); break;
         case kernel_kind::exchange_combine: set_teams(spec, values); break;
         case kernel_kind::plan:

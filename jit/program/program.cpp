@@ -16,7 +16,8 @@ constexpr std::string_view roots[] = {"plan/plan.cuh",
                                       "exchange/combine.cuh",
                                       "low_latency/dispatch.cuh",
                                       "low_latency/combine.cuh",
-                                      "plan/gathered_plan.cuh"};
+                                      "plan/gathered_plan.cuh",
+                                      "exchange/direct.cuh"};
 
 constexpr program_kernel plan_kernel{"plan_kernel", "epjit::templates::plan_kernel<epjit::templates::config>"};
 constexpr program_kernel scatter_kernel{"scatter_kernel", "epjit::templates::scatter_kernel<epjit::templates::config>"};
@@ -35,6 +36,8 @@ constexpr program_kernel send_weights_kernel{"send_weights_kernel",
                                              "epjit::templates::send_weights_kernel<epjit::templates::config>"};
 constexpr program_kernel dispatch_kernel{"dispatch_kernel",
                                          "epjit::templates::dispatch_kernel<epjit::templates::config>"};
+constexpr program_kernel direct_dispatch_kernel{"direct_dispatch_kernel",
+                                                "epjit::templates::direct_dispatch_kernel<epjit::templates::config>"};
 constexpr program_kernel combine_kernel{"combine_kernel", "epjit::templates::combine_kernel<epjit::templates::config>"};
 constexpr program_kernel ll_dispatch_kernel{"ll_dispatch_kernel",
                                             "epjit::templates::ll_dispatch_kernel<epjit::templates::config>"};
@@ -78,6 +81,7 @@ std::string config_text(const variant_spec& s) {
                                s.num_ranks, s.topk);
         case kernel_kind::permute_dispatch:
         case kernel_kind::exchange_dispatch:
+        case kernel_kind::direct_dispatch:
         case kernel_kind::low_latency_dispatch:
             return fmt::format(
                 "scatter_config config{{\n    .hidden = {},\n    .num_ranks = {},\n    .topk = {},\n"
@@ -107,6 +111,7 @@ std::vector<program_kernel> kernels_of(const variant_spec& s) {
         case kernel_kind::exchange_plan: return {exchange_plan_kernel};
         case kernel_kind::gathered_plan: return {gathered_plan_kernel};
         case kernel_kind::exchange_dispatch: return {dispatch_kernel};
+        case kernel_kind::direct_dispatch: return {direct_dispatch_kernel};
         case kernel_kind::exchange_combine: return {combine_kernel};
         case kernel_kind::low_latency_dispatch: return {ll_dispatch_kernel};
         case kernel_kind::low_latency_combine: return {ll_combine_kernel};
@@ -135,6 +140,7 @@ std::string_view template_root(kernel_kind kind) noexcept {
         case kernel_kind::exchange_combine: return roots[7];
         case kernel_kind::low_latency_dispatch: return roots[8];
         case kernel_kind::low_latency_combine: return roots[9];
+        case kernel_kind::direct_dispatch: return roots[11];
     }
     return roots[0];
 }

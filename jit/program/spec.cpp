@@ -23,6 +23,7 @@ std::string_view name(kernel_kind kind) noexcept {
         case kernel_kind::exchange_combine: return "exchange_combine";
         case kernel_kind::low_latency_dispatch: return "low_latency_dispatch";
         case kernel_kind::low_latency_combine: return "low_latency_combine";
+        case kernel_kind::direct_dispatch: return "direct_dispatch";
     }
     return "?";
 }
@@ -84,7 +85,8 @@ std::string describe(const variant_spec& s) {
         add("scales", name(s.scales));
     }
     add("threads", s.threads);
-    if (s.kind == kernel_kind::permute_dispatch || s.kind == kernel_kind::exchange_dispatch) {
+    if (s.kind == kernel_kind::permute_dispatch || s.kind == kernel_kind::exchange_dispatch ||
+        s.kind == kernel_kind::direct_dispatch) {
         add("stages", s.stages);
         if (s.movers != 0) {
             add("movers", s.movers);

@@ -19,6 +19,7 @@ enum class lane_op : i32 {
     gradient_rows = 7,
     gradients = 8,
     plan_rows = 9,
+    window_open = 10,  ///< of a dispatch into windows: this rank's may be written from now on
 };
 
 /// Memory of a lane that peers write. Its next writers wait until the last contents have been read everywhere.

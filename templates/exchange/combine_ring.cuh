@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Combine between ranks with rows in shared memory: bulk copies bring them far ahead of the sums and take the sums
 // away. A team of a block is a warp that finds rows, one that waits for what is missing and starts their loads, warps
-// that sum stage by stage, and a warp that stores the sums; one warp more tells the peers of them. They meet at barriers in shared memory and never all at
-// once.
+// that sum stage by stage, and a warp that stores the sums; one warp more tells the peers of them. They meet at
+// barriers in shared memory and never all at once.
 //
 // Cost model: as combine_kernel; the ring keeps some 190 KB of rows in flight per SM.
 #pragma once
@@ -188,8 +188,8 @@ class ring_feeder {
 
 /// What lane k reads ahead of entry k of a line or a token. Nothing here depends on what was loaded.
 struct item_part {
-    token_part of;   ///< of a line only the row, and the slot as its rank
-    u64 weight = 0;  ///< of a line, as far as it has arrived
+    token_part of;               ///< of a line only the row, and the slot as its rank
+    u64 weight = 0;              ///< of a line, as far as it has arrived
     float column_weight = 1.0f;  ///< of a token, of its k-th column where the caller's weights have K
 };
 

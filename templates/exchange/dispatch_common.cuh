@@ -92,17 +92,18 @@ struct row_source {
     const u8* row = nullptr;
     const u8* scales = nullptr;
 
-    __device__ __forceinline__ row_source() = default;
+    row_source() = default;
     __device__ __forceinline__ row_source(const scatter_rank& from, i32 number, bool with_scales)
         : row(static_cast<const u8*>(from.input) + static_cast<i64>(number) * from.input_stride),
-          scales(with_scales ? static_cast<const u8*>(from.input_scales) +
-                                   static_cast<i64>(number) * from.input_scale_stride
-                             : nullptr) {}
+          scales(with_scales
+                     ? static_cast<const u8*>(from.input_scales) + static_cast<i64>(number) * from.input_scale_stride
+                     : nullptr) {}
 };
 
 /// Scales of a token's rows where they did not move with the rows.
 template <scatter_config Config>
-__device__ __forceinline__ void copy_other_scales(const dispatch_phase<Config>& phase, const token_entries& t, bool moved) {
+__device__ __forceinline__ void copy_other_scales(const dispatch_phase<Config>& phase, const token_entries& t,
+                                                  bool moved) {
     if constexpr (Config.scales != group_scale::none) {
         if (!moved) {
             copy_scales<Config>(phase, t);
@@ -112,7 +113,8 @@ __device__ __forceinline__ void copy_other_scales(const dispatch_phase<Config>& 
 
 /// A row by one warp, an element at a time: for tensors that no copy of 16 bytes may touch.
 template <scatter_config Config>
-__device__ __forceinline__ void copy_elements(const dispatch_phase<Config>& phase, const token_entries& t, const u8* from) {
+__device__ __forceinline__ void copy_elements(const dispatch_phase<Config>& phase, const token_entries& t,
+                                              const u8* from) {
     constexpr i32 size = element_bytes(Config.output);
     for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
         const i32 leader = __ffs(static_cast<i32>(leaders)) - 1;

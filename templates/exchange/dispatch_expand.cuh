@@ -27,7 +27,9 @@ struct expand_walk {
         }
         peers_end *= list.num_ranks - 1;
     }
-    __device__ __forceinline__ bool ended() const { return own >= own_end && peers >= peers_end; }
+    __device__ __forceinline__ bool ended() const {
+        return own >= own_end && peers >= peers_end;
+    }
 
     __device__ __forceinline__ static i32 lines_of(const row_list& list, i32 rank) {
         return list.line_first[rank + 1] - list.line_first[rank];
@@ -122,8 +124,8 @@ struct expander {
 
     /// Takes rows of the peers that have arrived, in their order, no more than `room`. True: the next one has not.
     template <class Args>
-    __device__ __forceinline__ bool take_arrived(const Args& args, const dispatch_phase<Config>& phase, expand_walk& walk,
-                                                 i32 room, u32 step, awaited_chunk& blocking) {
+    __device__ __forceinline__ bool take_arrived(const Args& args, const dispatch_phase<Config>& phase,
+                                                 expand_walk& walk, i32 room, u32 step, awaited_chunk& blocking) {
         const i32 lane = static_cast<i32>(lane_idx());
         const i32 looked_at = min_of(room + 2, 32);
         const i32 number = walk.peers + lane * walk.step;
@@ -179,8 +181,8 @@ struct expander {
 
 /// Expands a warp's lines, each as soon as it is there.
 template <scatter_config Config, class Args>
-__device__ void expand_lines(const Args& args, const dispatch_phase<Config>& phase, u8* rows, u64* barriers, line_place* queue,
-                             expand_walk walk, u32 step) {
+__device__ void expand_lines(const Args& args, const dispatch_phase<Config>& phase, u8* rows, u64* barriers,
+                             line_place* queue, expand_walk walk, u32 step) {
     using expander_type = expander<Config>;
     constexpr i32 most = expander_type::mover_type::stages - 1;
     expander_type ring{typename expander_type::mover_type(rows, barriers), queue};
@@ -262,7 +264,8 @@ __device__ __noinline__ void expand_elements(const Args& args, const dispatch_ph
 
 /// The whole part of an expanding block.
 template <scatter_config Config, class Args>
-__device__ __forceinline__ void expand_part(const Args& args, const dispatch_phase<Config>& phase, u8* memory, u32 step) {
+__device__ __forceinline__ void expand_part(const Args& args, const dispatch_phase<Config>& phase, u8* memory,
+                                            u32 step) {
     constexpr i32 movers = scatter_movers(Config);
     using mover_type = dispatch_mover<Config, movers>;
     const i32 warp = static_cast<i32>(threadIdx.x) / 32;

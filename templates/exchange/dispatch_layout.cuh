@@ -50,8 +50,7 @@ EPJIT_SHARED constexpr i32 dispatch_stage_bytes(i32 row_bytes, i32 scale_bytes, 
     return row_bytes + scale_bytes + dispatch_note_bytes(topk) + 8 + 8;
 }
 EPJIT_SHARED constexpr i32 dispatch_shared_bytes(const scatter_config& c) {
-    return c.stages *
-           dispatch_stage_bytes(c.hidden * element_bytes(c.output), bulk_scale_bytes(c), c.topk);
+    return c.stages * dispatch_stage_bytes(c.hidden * element_bytes(c.output), bulk_scale_bytes(c), c.topk);
 }
 
 template <i32 NumRanks>
@@ -73,8 +72,8 @@ struct combine_head : gather_head {
 static_assert(sizeof(combine_head) == 112 + 56 + 24 + 24 + 16);
 
 /// A team of combine_kernel's block sums rows that bulk copies bring to its ring of stages: threads that sum, a warp
-/// that finds rows, one that waits for what is missing and loads them, one that stores the sums; the block has a warp more that tells the peers. Without stages a block is one team and loads rows
-/// itself.
+/// that finds rows, one that waits for what is missing and loads them, one that stores the sums; the block has a warp
+/// more that tells the peers. Without stages a block is one team and loads rows itself.
 struct combine_team_shape {
     i32 stages;    ///< rows of the ring
     i32 sum_rows;  ///< sums on their way out
@@ -95,7 +94,8 @@ EPJIT_SHARED constexpr i32 ring_threads(i32 hidden) {
 
 /// As many teams of a block, of those wanted, as there may be.
 EPJIT_SHARED constexpr i32 ring_teams(i32 wanted, i32 hidden, i32 stages) {
-    return max_of(1, min_of(min_of(wanted, most_ring_teams), min_of(stages / 4, most_ring_block_threads / (ring_threads(hidden) + ring_helpers))));
+    return max_of(1, min_of(min_of(wanted, most_ring_teams),
+                            min_of(stages / 4, most_ring_block_threads / (ring_threads(hidden) + ring_helpers))));
 }
 
 EPJIT_SHARED constexpr combine_team_shape combine_team_of(const gather_config& c) {
@@ -127,7 +127,8 @@ EPJIT_SHARED constexpr i32 combine_team_bytes(const gather_config& c) {
     return team.stages * (team.row_bytes + combine_stage_extra) + team.sum_rows * (team.row_bytes + combine_sum_extra);
 }
 
-/// Shared memory that combine_kernel has beside that: tables of ranks, and for each team what is found and what is sent.
+/// Shared memory that combine_kernel has beside that: tables of ranks, and for each team what is found and what is
+/// sent.
 EPJIT_SHARED constexpr i32 combine_static_bytes(i32 num_ranks, i32 topk) {
     return 1024 + 8 * num_ranks + most_ring_teams * (4 * (64 * topk + 32) + 512);
 }

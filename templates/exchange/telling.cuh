@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Flags raised by a warp of their own. A release waits for all that the SM has under way to the peers, five microseconds
-// where the link is full: those who move rows only note what has arrived, and one warp of the block tells the peers of
-// all that has come together since its last release.
+// Flags raised by a warp of their own. A release waits for all that the SM has under way to the peers, five
+// microseconds where the link is full: those who move rows only note what has arrived, and one warp of the block tells
+// the peers of all that has come together since its last release.
 #pragma once
 
 #include "base/device.cuh"
@@ -57,8 +57,8 @@ class sent_notes {
     i32 begun_ = 0;
 };
 
-/// Raises the flags of what has arrived, one lane a list: whoever sees a flag sees what was sent before it. By one warp;
-/// ends when the senders of the `count` lists have.
+/// Raises the flags of what has arrived, one lane a list: whoever sees a flag sees what was sent before it. By one
+/// warp; ends when the senders of the `count` lists have.
 __device__ inline void tell_peers(const rank_link& link, const chunk_flags& flags, sent_list* lists, i32 count,
                                   u32 step) {
     const i32 lane = static_cast<i32>(lane_idx());

@@ -215,8 +215,8 @@ __device__ inline void send_sums(const ll_combine_args& args, const packet_step&
                 [&](float& weight) {
                     bool came = row < 0 || args.weighted == 0;
                     if (!came) {
-                        const u64* word = line_weight_at<Config.topk>(weights_of(args, at, Config.topk), source, position,
-                                                                      static_cast<i32>(lane_idx()));
+                        const u64* word = line_weight_at<Config.topk>(weights_of(args, at, Config.topk), source,
+                                                                      position, static_cast<i32>(lane_idx()));
                         came = await_line_weight(args.link, word, ld_relaxed_sys_64(word), source, at.step, weight);
                     }
                     return __all_sync(full_warp, came) != 0;

@@ -16,8 +16,8 @@ namespace epjit::templates {
 #if defined(__CUDACC__)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-/// One mover warp: its ring of stages in shared memory. A stage holds a row, and what travels beside it: `ScaleBytes` of
-/// its scales, `NoteBytes` of what says where it goes. A stage is loaded, its row stored to every place it goes, and
+/// One mover warp: its ring of stages in shared memory. A stage holds a row, and what travels beside it: `ScaleBytes`
+/// of its scales, `NoteBytes` of what says where it goes. A stage is loaded, its row stored to every place it goes, and
 /// loaded again when the stores have read it.
 template <scatter_config Config, i32 Stages = Config.stages / scatter_movers(Config), i32 ScaleBytes = 0,
           i32 NoteBytes = 0>
@@ -61,18 +61,26 @@ class row_mover {
         start_load(after(load_stage_, turn), row, scales, note, note_bytes);
     }
     /// By all lanes: the loads of `count` rows have been started.
-    __device__ __forceinline__ void loaded(i32 count) { load_stage_ = after(load_stage_, count); }
+    __device__ __forceinline__ void loaded(i32 count) {
+        load_stage_ = after(load_stage_, count);
+    }
 
     /// Where the note of row number `turn` of the next ones to be loaded goes, and its barrier.
     __device__ __forceinline__ u8* note_to_load(i32 turn) {
         return rows_ + after(load_stage_, turn) * stage_bytes + row_bytes + ScaleBytes;
     }
-    __device__ __forceinline__ u64* barrier_to_load(i32 turn) { return &barriers_[after(load_stage_, turn)]; }
+    __device__ __forceinline__ u64* barrier_to_load(i32 turn) {
+        return &barriers_[after(load_stage_, turn)];
+    }
 
     /// Waits for the oldest stage.
-    __device__ __forceinline__ void wait() { mbarrier_wait(&barriers_[stage_], parity_); }
+    __device__ __forceinline__ void wait() {
+        mbarrier_wait(&barriers_[stage_], parity_);
+    }
     /// The note of the oldest stage.
-    __device__ __forceinline__ const u8* note() const { return rows_ + stage_ * stage_bytes + row_bytes + ScaleBytes; }
+    __device__ __forceinline__ const u8* note() const {
+        return rows_ + stage_ * stage_bytes + row_bytes + ScaleBytes;
+    }
 
     /// Starts the stores of the oldest stage's row to every place it goes, and of its scales where they were loaded.
     template <class Args>
@@ -82,9 +90,8 @@ class row_mover {
             const scatter_rank& to = args.ranks[t.entry.rank];
             bulk_store(static_cast<u8*>(to.output) + static_cast<i64>(t.entry.row) * to.output_stride, row, row_bytes);
             if (ScaleBytes != 0 && scales) {
-                bulk_store(
-                    static_cast<u8*>(to.output_scales) + static_cast<i64>(t.entry.row) * to.output_scale_stride,
-                    row + row_bytes, ScaleBytes);
+                bulk_store(static_cast<u8*>(to.output_scales) + static_cast<i64>(t.entry.row) * to.output_scale_stride,
+                           row + row_bytes, ScaleBytes);
             }
         }
         bulk_commit();

@@ -35,8 +35,7 @@ __device__ __forceinline__ float read_weight(const Args& args, i32 token, i32 ra
     // Own lines may be given the caller's weights, where the column is the entry's.
     const bool by_token = args.list.lines != nullptr && from.own_weight_columns != 0;
     const i64 row = by_token ? t.source_token : list_local_of(args, token, rank);
-    const i32 column =
-        by_token ? args.entries[row * Config.topk + lane].column : static_cast<i32>(t.entry.column);
+    const i32 column = by_token ? args.entries[row * Config.topk + lane].column : static_cast<i32>(t.entry.column);
     return from.weights[row * (by_token ? from.own_weight_columns : args.weight_columns) + column];
 }
 

@@ -170,6 +170,36 @@ TEST_F(c_host, communicators_of_real_ranks_name_the_library_that_is_missing) {
     EXPECT_EQ(made, nullptr);
 }
 
+TEST_F(c_host, outputs_are_lent) {
+    epjit_tensor lent[2] = {};
+    const handle<epjit_exchange> none = make_exchange();
+    EXPECT_ERROR(epjit_exchange_window_output(none.get(), 0, 0, lent), EPJIT_ERROR_CONFIG, "lends none");
+    EXPECT_ERROR(epjit_exchange_window_output(none.get(), 0, 0, nullptr), EPJIT_ERROR_CONFIG, "out");
+    config.window_rows = 16;
+    const handle<epjit_exchange> ex = make_exchange();
+    epjit_dispatch_options into;
+    ASSERT_OK(epjit_dispatch_options_init(&into, sizeof into));
+    EXPECT_EQ(into.into_window, 0);
+    into.into_window = 1;
+    const handle<epjit_plan> p = make_plan(ex.get());
+    EXPECT_ERROR(epjit_dispatch(ex.get(), p.get(), dispatch_args, 2, &into, nullptr), EPJIT_ERROR_CONFIG,
+                 "is not the one lent");
+    for (int r = 0; r < 2; ++r) {
+        ASSERT_OK(epjit_exchange_window_output(ex.get(), r, 0, &lent[r]));
+        EXPECT_EQ(lent[r].rows, 16);
+        EXPECT_EQ(lent[r].columns, 8);
+        EXPECT_EQ(lent[r].row_stride, 0);
+        EXPECT_EQ(lent[r].type, EPJIT_DTYPE_BF16);
+        dispatch_args[r].output = lent[r];
+    }
+    EXPECT_NE(lent[0].data, lent[1].data);
+    EXPECT_OK(epjit_dispatch(ex.get(), p.get(), dispatch_args, 2, &into, nullptr));
+    epjit_exchange_config seen = sized<epjit_exchange_config>();
+    ASSERT_OK(epjit_exchange_get_config(ex.get(), &seen));
+    EXPECT_EQ(seen.window_rows, 16);
+    EXPECT_ERROR(epjit_exchange_window_output(ex.get(), 2, 0, lent), EPJIT_ERROR_CONFIG, "driven rank 2");
+}
+
 TEST(c_binding, log_lines_reach_the_callback_also_after_the_runtimes_handle_is_gone) {
     struct sink {
         std::string text;

@@ -69,8 +69,8 @@ TEST_F(c_host, a_struct_of_a_newer_header_is_refused_by_name) {
     given.known.struct_size = sizeof given;
     epjit_exchange* made = reinterpret_cast<epjit_exchange*>(&given);
     EXPECT_ERROR(epjit_exchange_create(communicator.get(), &given.known, &made), EPJIT_ERROR_CONFIG,
-                 "struct_size of epjit_exchange_config is 136 bytes");
-    EXPECT_THAT(epjit_last_error(), HasSubstr("knows 128"));
+                 "struct_size of epjit_exchange_config is 144 bytes");
+    EXPECT_THAT(epjit_last_error(), HasSubstr("knows 136"));
     EXPECT_EQ(made, nullptr);
     EXPECT_ERROR(epjit_exchange_config_init(&given.known, sizeof given), EPJIT_ERROR_CONFIG, "epjit_exchange_config");
 }
@@ -127,11 +127,15 @@ TEST_F(c_host, elements_of_one_array_have_one_size) {
 TEST(c_structs, places_of_members_never_change) {
     EXPECT_EQ(offsetof(epjit_runtime_options, log_level), 128u);
     EXPECT_EQ(offsetof(epjit_exchange_config, placement), 48u);
+    EXPECT_EQ(offsetof(epjit_exchange_config, halves), 92u);
     EXPECT_EQ(offsetof(epjit_exchange_config, memory), 96u);
+    EXPECT_EQ(offsetof(epjit_exchange_config, staging_bytes), 120u);
+    EXPECT_EQ(offsetof(epjit_exchange_config, window_rows), 128u);
     EXPECT_EQ(offsetof(epjit_tensor, row_stride), 40u);
     EXPECT_EQ(offsetof(epjit_plan_args, routing), 8u);
     EXPECT_EQ(offsetof(epjit_plan_args, slot_tokens), 24u);
     EXPECT_EQ(offsetof(epjit_plan_view, rows), 40u);
+    EXPECT_EQ(offsetof(epjit_dispatch_options, into_window), 20u);
     EXPECT_EQ(offsetof(epjit_dispatch_args, output), 72u);
     EXPECT_EQ(offsetof(epjit_dispatch_args, local_weights), 152u);
     EXPECT_EQ(offsetof(epjit_combine_args, output), 72u);

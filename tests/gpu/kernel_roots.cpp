@@ -8,6 +8,7 @@ const std::map<std::string, std::string>& kernel_roots() {
         {"ll_combine_kernel", "low_latency/ll_combine_kernel.cuh"},
         {"ll_dispatch_kernel", "low_latency/ll_dispatch_kernel.cuh"},
         {"combine_kernel", "exchange/combine_kernel.cuh"},
+        {"direct_dispatch_kernel", "exchange/direct_kernel.cuh"},
         {"dispatch_kernel", "exchange/dispatch_kernel.cuh"},
         {"exchange_plan_kernel", "plan/exchange_plan_kernel.cuh"},
         {"gathered_plan_kernel", "plan/gathered_plan_kernel.cuh"},

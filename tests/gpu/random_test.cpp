@@ -60,14 +60,18 @@ void warm(runtime& rt, const std::vector<shape>& shapes) {
     static_cast<void>(rt.state().artifacts(specs));
 }
 
-/// Runs one case. Returns what differs, or nothing.
-std::string run_case(runtime& rt, const problem& p, const run_style& style) {
+/// Runs one case, `window`: into the output that the exchange lends. Returns what differs, or nothing.
+std::string run_case(runtime& rt, problem p, const run_style& style, bool window) {
     communicator comm = communicator::loopback(rt, p.ranks);
-    exchange ex(comm, tools::config_of(p, exchange_kind::loopback));
+    p.dispatch_stride = window ? p.hidden : p.dispatch_stride;
+    exchange_config config = tools::config_of(p, exchange_kind::loopback);
+    config.window_rows = window ? tools::window_rows_for(p) : 0;
+    exchange ex(comm, config);
     const std::unique_ptr<tools::memory_space> memory = tools::make_memory_space(comm);
     tools::layer_options options;
     options.iters = style.iterations;
     options.halves = style.halves;
+    options.into_window = window;
     const tools::reference::observation seen = tools::run_problem(ex, *memory, p, options);
     const tools::reference::oracle oracle(p);
     const tools::reference::report report = tools::reference::check_all(oracle, seen);
@@ -105,7 +109,7 @@ TEST(loopback_random, equals_the_reference_bit_for_bit) {
             }
             std::string problem_text;
             try {
-                problem_text = run_case(rt, p, style);
+                problem_text = run_case(rt, p, style, i % 4 == 3);
             } catch (const std::exception& e) {
                 problem_text = e.what();
             }

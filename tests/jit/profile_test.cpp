@@ -265,6 +265,7 @@ TEST(knob_values, change_the_programs_of_their_kind_as_far_as_rows_allow) {
     k.combine_teams = 8;
     run_request run{.hidden = 7168, .num_experts = 256, .num_slots = 256, .topk = 8, .num_ranks = 2, .arch = hopper};
     run.exchange = exchange_kind::lsa;
+    run.windows = true;
     const std::vector<variant_spec> plain = run_variants(run);
     run.programs = k;
     const std::vector<variant_spec> tuned = run_variants(run);
@@ -272,6 +273,7 @@ TEST(knob_values, change_the_programs_of_their_kind_as_far_as_rows_allow) {
     for (std::size_t i = 0; i < plain.size(); ++i) {
         switch (plain[i].kind) {
             case kernel_kind::permute_dispatch: EXPECT_EQ(tuned[i], plain[i]) << "no more rows fit"; break;
+            case kernel_kind::direct_dispatch:
             case kernel_kind::exchange_dispatch:
                 EXPECT_EQ(tuned[i].stages, 6);
                 EXPECT_EQ(tuned[i].movers, 3) << "two rows in flight each at least";

@@ -57,6 +57,7 @@ __global__ void plan_kernel(const __grid_constant__ plan_args<Config.num_ranks> 
     // Programs of which only the names matter here: one file each that launches nothing.
     const std::pair<const char*, const char*> others[] = {{"plan/exchange_plan.cuh", "plan/plan_layout.cuh"},
                                                           {"exchange/exchange.cuh", "exchange/helpers_layout.cuh"},
+                                                          {"exchange/direct.cuh", "exchange/dispatch_layout.cuh"},
                                                           {"exchange/dispatch.cuh", "exchange/dispatch_layout.cuh"},
                                                           {"plan/gathered_plan.cuh", "plan/gathered_plan_layout.cuh"},
                                                           {"low_latency/dispatch.cuh", "low_latency/packet_layout.cuh"},

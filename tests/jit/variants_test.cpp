@@ -128,7 +128,7 @@ TEST(knobs, a_combines_teams_fit_the_block_and_its_shared_memory) {
     EXPECT_EQ(wide.threads, 448) << "16 elements a thread";
     const variant_spec narrow = sums(hopper, 2048, dtype::bf16);
     EXPECT_EQ(narrow.stages, 48);
-    EXPECT_EQ(narrow.movers, 4);
+    EXPECT_EQ(narrow.movers, 3) << "four and the warp that tells would have too few registers";
     EXPECT_EQ(narrow.threads, 128);
     EXPECT_EQ(sums(ampere, 7168, dtype::bf16).stages, 0) << "no bulk copies";
     EXPECT_EQ(sums(hopper, 7169, dtype::bf16).stages, 0) << "rows that are no multiple of 16 bytes";
@@ -227,6 +227,30 @@ TEST(variants, all_holds_base) {
         EXPECT_THAT(all, testing::Contains(spec)) << describe(spec);
     }
     EXPECT_TRUE(std::any_of(all.begin(), all.end(), [](const variant_spec& s) { return s.sparse; }));
+}
+
+TEST(variants, rows_go_straight_to_their_places_only_where_outputs_are_lent) {
+    const auto is_direct = [](const variant_spec& s) { return s.kind == kernel_kind::direct_dispatch; };
+    const auto all = list_variants({test_model(true), {4}, {hopper}, variant_set::all});
+    const auto base = list_variants({test_model(true), {4}, {hopper}, variant_set::base});
+    EXPECT_TRUE(std::any_of(all.begin(), all.end(), is_direct));
+    EXPECT_TRUE(std::none_of(base.begin(), base.end(), is_direct));
+    run_request run{.hidden = 2048, .num_experts = 128, .num_slots = 128, .topk = 8, .num_ranks = 4, .arch = hopper};
+    run.exchange = exchange_kind::lsa;
+    const auto without = run_variants(run);
+    run.windows = true;
+    const auto with = run_variants(run);
+    ASSERT_EQ(with.size(), without.size() + 1);
+    const auto direct = std::find_if(with.begin(), with.end(), is_direct);
+    ASSERT_NE(direct, with.end());
+    EXPECT_THAT(all, testing::Contains(*direct)) << describe(*direct);
+    run.hidden = 7;  // bulk copies cannot take such rows
+    const auto odd = run_variants(run);
+    EXPECT_TRUE(std::none_of(odd.begin(), odd.end(), is_direct));
+    run.hidden = 2048;
+    run.exchange = exchange_kind::sendrecv;
+    const auto other = run_variants(run);
+    EXPECT_TRUE(std::none_of(other.begin(), other.end(), is_direct));
 }
 
 TEST(variants, host_needs_none) {

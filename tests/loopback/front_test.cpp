@@ -105,6 +105,7 @@ TEST_F(front, config_values_are_checked_with_field_and_value) {
     EXPECT_THAT(refused([](auto& c) { c.ll_max_tokens_per_rank = 9; }), HasSubstr("ll_max_tokens_per_rank is 9"));
     EXPECT_THAT(refused([](auto& c) { c.lanes = 3; }), HasSubstr("lanes is 3"));
     EXPECT_THAT(refused([](auto& c) { c.num_sms = -2; }), HasSubstr("num_sms is -2"));
+    EXPECT_THAT(refused([](auto& c) { c.window_rows = -1; }), HasSubstr("window_rows is -1"));
     EXPECT_THAT(refused([](auto& c) { c.staging_bytes = -1; }), HasSubstr("staging_bytes is -1"));
     EXPECT_THAT(refused([](auto& c) {
                     c.staging_bytes = 4096;
@@ -226,6 +227,61 @@ TEST_F(front, dispatch_arguments_are_checked) {
     EXPECT_THAT(refused([&](auto& d, auto&) { d[0].input.data = reinterpret_cast<std::byte*>(memory.data()) + 1; }),
                 HasSubstr("not aligned"));
     EXPECT_THAT(refused([](auto& d, auto&) { d[0].output.scale = scale_type::f32; }), HasSubstr("scales 'f32'"));
+}
+
+TEST_F(front, lent_outputs_are_of_a_rank_and_a_lane_and_belong_to_the_exchange) {
+    config.lanes = 2;
+    const exchange none(comm, config);
+    EXPECT_THAT(message_of<config_error>([&] { static_cast<void>(none.window_output(0, 0)); }),
+                HasSubstr("an exchange that lends none"));
+    const std::size_t without = none.workspace_bytes();
+    config.window_rows = 16;
+    const exchange ex(comm, config);
+    EXPECT_EQ(ex.workspace_bytes() - without, 4 * 16 * 8 * 2);
+    const tensor_view first = ex.window_output(0, 0);
+    EXPECT_EQ(first.rows, 16);
+    EXPECT_EQ(first.columns, 8);
+    EXPECT_EQ(first.type, dtype::bf16);
+    EXPECT_EQ(first.scales, nullptr);
+    EXPECT_EQ(ex.window_output(0, 0).data, first.data);
+    EXPECT_NE(ex.window_output(0, 1).data, first.data);
+    EXPECT_NE(ex.window_output(1, 0).data, first.data);
+    EXPECT_THAT(message_of<config_error>([&] { static_cast<void>(ex.window_output(2, 0)); }),
+                HasSubstr("driven rank 2 and lane 0, there are 2 and 2"));
+    EXPECT_THAT(message_of<config_error>([&] { static_cast<void>(ex.window_output(0, 2)); }), HasSubstr("lane 2"));
+    config.input_type = config.dispatch_type = dtype::fp8_e4m3;
+    config.scales = scale_type::f32;
+    const exchange fp8(comm, config);
+    const tensor_view scaled = fp8.window_output(1, 1);
+    EXPECT_EQ(static_cast<std::byte*>(scaled.scales) - static_cast<std::byte*>(scaled.data), 256);
+    EXPECT_EQ(scaled.scale, scale_type::f32);
+}
+
+TEST_F(front, a_dispatch_into_a_window_is_given_that_window) {
+    config.window_rows = 16;
+    exchange ex(comm, config);
+    const plan p = ex.make_plan(routing, {}, nullptr);
+    dispatch_options into;
+    into.into_window = true;
+    auto d = dispatch_for(p);
+    EXPECT_THAT(message_of<config_error>([&] { ex.dispatch(p, d, into, nullptr); }),
+                AllOf(HasSubstr("the output of rank 0 is not the one lent for lane 0"), HasSubstr("window_output")));
+    for (int r = 0; r < 2; ++r) {
+        d[r].output = ex.window_output(r, 0);
+    }
+    ex.dispatch(p, d, into, nullptr);
+    ex.dispatch(p, d, {}, nullptr);  // it is memory like any other
+    d[1].output.row_stride = 16;
+    EXPECT_THAT(message_of<config_error>([&] { ex.dispatch(p, d, into, nullptr); }), HasSubstr("output of rank 1"));
+    d[1].output = d[0].output;
+    EXPECT_THAT(message_of<config_error>([&] { ex.dispatch(p, d, into, nullptr); }), HasSubstr("output of rank 1"));
+    config.window_rows = 1;
+    exchange small(comm, config);
+    const plan q = small.make_plan(routing, {}, nullptr);
+    for (int r = 0; r < 2; ++r) {
+        d[r].output = small.window_output(r, 0);
+    }
+    EXPECT_THAT(message_of<config_error>([&] { small.dispatch(q, d, into, nullptr); }), HasSubstr("has 1 rows"));
 }
 
 TEST_F(front, flat_refuses_what_one_row_for_several_experts_cannot_have) {

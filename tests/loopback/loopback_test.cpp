@@ -212,6 +212,29 @@ TEST_F(loopback_fake, launches_carry_the_callers_arguments) {
     EXPECT_EQ(summed.as<templates::gather_args<1>>().order, templates::sum_order::per_rank);
 }
 
+TEST_F(loopback_fake, lent_outputs_are_memory_of_the_gpu_that_a_dispatch_finds_there) {
+    const long before = fake_cuda::live();
+    {
+        communicator comm = communicator::loopback(rt, 1);
+        config.window_rows = 16;
+        config.lanes = 2;
+        exchange ex(comm, config);
+        const plan p = ex.make_plan({&args, 1}, {}, nullptr);
+        d.output = ex.window_output(0, 0);
+        EXPECT_NE(d.output.data, ex.window_output(0, 1).data);
+        dispatch_options into;
+        into.into_window = true;
+        ex.dispatch(p, {&d, 1}, into, nullptr);
+        const counters once = rt.counters();
+        const std::size_t first = fake_cuda::num_launches();
+        ex.dispatch(p, {&d, 1}, into, nullptr);
+        ASSERT_EQ(fake_cuda::num_launches(), first + 1);
+        EXPECT_EQ(launch_at(first).as<templates::scatter_args<1>>().ranks[0].output, d.output.data);
+        EXPECT_EQ(rt.counters().allocations, once.allocations);
+    }
+    EXPECT_EQ(fake_cuda::live(), before);
+}
+
 TEST_F(loopback_fake, exact_mode_polls_once_and_knows_the_rows) {
     communicator comm = communicator::loopback(rt, 1);
     exchange ex(comm, config);

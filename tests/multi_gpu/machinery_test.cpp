@@ -71,6 +71,7 @@ TEST(property_suite, passes_on_ranks_that_drive_one_each) {
         EXPECT_GT(report.counts.at("halves"), 0U);
         EXPECT_GT(report.counts.at("lane 1"), 0U);
         EXPECT_GT(report.counts.at("gradients"), 0U);
+        EXPECT_GT(report.counts.at("window"), 0U);
         for (const char* what : {"layout flat", "layout masked", "layout expert_major", "mode static", "mode exact"}) {
             EXPECT_TRUE(report.counts.contains(what)) << what;
         }
@@ -79,13 +80,15 @@ TEST(property_suite, passes_on_ranks_that_drive_one_each) {
 
 TEST(property_suite, leaves_out_what_it_is_told_to) {
     job_settings s = small_settings();
-    s.without = "flat,exact,gradients,halves,lanes,live_plans,sparse,slots,replicas,fp8,drop,per_row,i16";
+    s.without = "flat,exact,gradients,halves,lanes,live_plans,sparse,slots,replicas,fp8,drop,per_row,i16,window";
     const job_report report = on_threads(2, property_job, s);
     EXPECT_THAT(report.failures, ElementsAre());
     for (const char* what : {"layout flat", "mode exact", "reduction per_row", "lane 1"}) {
         EXPECT_FALSE(report.counts.contains(what)) << what;
     }
-    EXPECT_EQ(report.counts.at("gradients") + report.counts.at("halves") + report.counts.at("dropped"), 0U);
+    EXPECT_EQ(report.counts.at("gradients") + report.counts.at("halves") + report.counts.at("dropped") +
+                  report.counts.at("window"),
+              0U);
 }
 
 TEST(property_suite, a_rank_that_leaves_is_reported_by_all) {

@@ -123,6 +123,11 @@ drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& rand
     d.config.max_tokens_per_rank = d.max_tokens;
     d.config.ll_max_tokens_per_rank = chance(random, 0.6) && !without.has("ll") ? std::min(d.max_tokens, 40) : 0;
     d.config.backward = !without.has("gradients");
+    if (chance(random, 0.7) && !without.has("window")) {
+        const std::int64_t row_bytes = d.job.hidden * size_of(d.job.dispatch);
+        d.config.window_rows = static_cast<std::int32_t>(
+            std::min<std::int64_t>(chance(random, 0.3) ? 500 : 6000, (std::int64_t{64} << 20) / row_bytes));
+    }
     if (kind == exchange_kind::lsa) {
         d.small_staging = chance(random, 0.5) && !without.has("small_staging");
         if (d.small_staging) {
@@ -133,6 +138,16 @@ drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& rand
         }
     }
     return d;
+}
+
+/// Into the lane's lent output, which one layer of a step may have, where it is large enough for every rank.
+bool takes_window(const drawn_layer& l, const exchange_config& config, std::array<bool, 2>& taken) {
+    bool& of_lane = taken[static_cast<std::size_t>(l.options.lane)];
+    if (of_lane || tools::window_rows_for(l.job) > config.window_rows) {
+        return false;
+    }
+    of_lane = true;
+    return true;
 }
 
 std::vector<op> ops_of(const drawn_layer& l, bool split) {
@@ -152,6 +167,7 @@ std::vector<op> ops_of(const drawn_layer& l, bool split) {
 void draw_layers(std::deque<drawn_layer>& layers, const drawn_exchange& ex, generator& random,
                  const leave_outs& without) {
     const int count = without.has("live_plans") ? 1 : between(random, 1, max_layers);
+    std::array<bool, 2> taken{};
     for (int i = 0; i < count; ++i) {
         drawn_layer l;
         run_style style;
@@ -168,6 +184,10 @@ void draw_layers(std::deque<drawn_layer>& layers, const drawn_exchange& ex, gene
         l.options.token_bound = small || chance(random, 0.2) ? bound : 0;
         l.options.misalignment = chance(random, 0.2) && !without.has("misaligned") ? between(random, 1, 7) : 0;
         l.options.halves = style.halves && !without.has("halves") && !ex.small_staging;
+        if (chance(random, 0.6) && !without.has("window") && takes_window(l, ex.config, taken)) {
+            l.options.into_window = true;
+            l.job.dispatch_stride = l.job.hidden;
+        }
         l.ops = ops_of(l, l.options.halves && chance(random, 0.7));
         layers.push_back(std::move(l));
     }
@@ -310,14 +330,16 @@ class property_run {
         ++counts[fmt::format("lane {}", l.options.lane)];
         ++counts[fmt::format("source {}", name(l.options.source))];
         counts["halves"] += l.options.halves ? 1 : 0;
+        counts["window"] += l.options.into_window ? 1 : 0;
     }
 
     [[nodiscard]] std::string where(std::int64_t step, const drawn_layer& l, const std::string& order) const {
         return fmt::format(
-            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}, bound {}, source {}, "
+            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}{}, bound {}, source {}, "
             "calls{}: ",
             world_.rank(), settings_.seed, step, l.job.text, l.options.lane, l.options.iters,
-            l.options.halves ? " in halves" : "", l.options.token_bound, name(l.options.source), order);
+            l.options.halves ? " in halves" : "", l.options.into_window ? " into the window" : "",
+            l.options.token_bound, name(l.options.source), order);
     }
 
     rank_world& world_;

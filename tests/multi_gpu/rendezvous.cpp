@@ -97,6 +97,9 @@ class rank_backend final : public host::backend {
 
     void prepare() override {}
     [[nodiscard]] std::size_t workspace_bytes() const noexcept override { return 0; }
+    [[nodiscard]] void* lent_window(int, int lane) noexcept override {
+        return shared_->whole->window_output(rank_, lane).data;
+    }
 
     std::unique_ptr<host::plan_state> make_plan(std::span<const plan_args> mine, const plan_options& options,
                                                 stream_t stream, std::unique_ptr<host::plan_state>) override {
@@ -184,6 +187,7 @@ class rendezvous_world final : public rank_world {
         });
         exchange ex(comm_, host_config);
         ex.state().backend = std::make_unique<rank_backend>(where_, shared, rank());
+        ex.state().windows = host::lent_windows(comm_.state(), ex.state().config, *ex.state().backend);
         return ex;
     }
     std::unique_ptr<tools::memory_space> make_memory() override { return tools::make_memory_space(comm_); }

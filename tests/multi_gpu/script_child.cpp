@@ -164,6 +164,7 @@ class script {
         const tools::reference::problem p = make_fixed(s, world_->ranks(), 1);
         exchange_config config = tools::config_of(p, kind, c.number("lanes", 1));
         config.max_tokens_per_rank = c.number("max_tokens", 64);
+        config.window_rows = c.number("window_rows", 0);
         config.staging_bytes = c.number("staging_bytes", 0);
         config.halves = c.number("halves", 0) != 0;
         auto made = std::make_unique<exchange>(world_->make_exchange(config));
@@ -200,6 +201,7 @@ class script {
         o.experts_in_place = true;
         o.lane = c.number("lane", 0);
         o.token_bound = c.number("token_bound", 0);
+        o.into_window = c.number("window", 0) != 0;
         l.on = exchanges_.at(c.text("on", "0")).get();
         o.after_plan = [&l](plan& made) { l.current = &made; };
         l.layer.emplace(*l.on, *l.memory, l.job, o);

@@ -137,10 +137,10 @@ class rank_of_three {
 
 /// Three ranks make an exchange, `calls` are issued by each; then `check` runs once, while all of them are alive.
 void with_ranks(const std::function<void(rank_of_three&)>& calls, const std::function<void()>& check,
-                const char* profile = nullptr) {
+                const char* profile = nullptr, const exchange_config& config = rank_of_three::config_of(4)) {
     const variable compiler("EPJIT_NVRTC_LIBRARY", EPJIT_FAKE_NVRTC_A), tuning("EPJIT_PROFILE", profile);
     const outcomes errors = run_ranks("2.30.7", num_ranks, [&](int rank, communicator& comm, runtime&) {
-        rank_of_three r(rank, comm);
+        rank_of_three r(rank, comm, config);
         r.ex.prepare();
         nccl_of(comm).barrier_host();
         calls(r);
@@ -414,6 +414,59 @@ TEST(token_windows, halves_and_lent_rows_of_a_call_of_several_are_refused_by_the
             r.ex.dispatch_receive(small, {&few, 1}, {}, nullptr);
         },
         [] {});
+}
+
+TEST(token_windows, a_dispatch_straight_into_lent_outputs_is_one_launch_with_places_for_all_weights) {
+    exchange_config config = rank_of_three::config_of(4);
+    config.window_rows = num_ranks * max_tokens * topk;
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            r.options.layout = layout::flat;
+            const plan flat = r.ex.make_plan({&r.args, 1}, r.options, nullptr);
+            const std::vector<float> weights(static_cast<std::size_t>(max_tokens) * topk);
+            std::vector<float> arrived(static_cast<std::size_t>(r.args.capacity) * topk);
+            dispatch_args d = r.dispatch();
+            d.output = r.ex.window_output(0, 0);
+            d.weights = weights.data();
+            d.local_weights = arrived.data();
+            dispatch_options into;
+            into.into_window = true;
+            r.ex.dispatch(flat, {&d, 1}, into, nullptr);
+        },
+        [&] {
+            EXPECT_EQ(seen.of<kernels::dispatch_args<8>>("dispatch_kernel").size(), num_ranks) << "staged ones too";
+            const auto launches = seen.of<kernels::dispatch_args<8>>("direct_dispatch_kernel");
+            ASSERT_EQ(launches.size(), num_ranks);
+            window_places where(launches[0].link);
+            for (const auto& l : launches) {
+                where.add(l.link);
+                EXPECT_EQ(l.list.window, 0);
+                EXPECT_EQ(l.list.line_skip, nullptr);
+                EXPECT_EQ(l.num_tokens, tokens_of[static_cast<std::size_t>(l.link.me)]);
+            }
+            const auto place = [&](const auto& writer, std::int32_t reader, const void* p) {
+                return where.place(writer.link.me, reader, p);
+            };
+            for (const auto& reader : launches) {
+                const std::int32_t to = reader.link.me;
+                for (const auto& writer : launches) {
+                    const std::int32_t from = writer.link.me;
+                    if (from == to) {
+                        continue;
+                    }
+                    EXPECT_EQ(place(writer, to, writer.ranks[to].output), place(reader, to, reader.ranks[to].output));
+                    EXPECT_EQ(place(writer, to, writer.ranks[to].local_weights),
+                              place(reader, to, reader.ranks[from].weights));
+                    for (std::int32_t other = from + 1; other < num_ranks; ++other) {
+                        if (other != to) {
+                            EXPECT_GE(reader.ranks[other].weights - reader.ranks[from].weights, max_tokens * topk);
+                        }
+                    }
+                }
+            }
+        },
+        nullptr, config);
 }
 
 }  // namespace

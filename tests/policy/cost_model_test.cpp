@@ -2,6 +2,8 @@
 // The cost model against what was measured on two H200s over NVLink, and its formulas worked out by hand.
 #include "host/dispatcher/cost_model.hpp"
 
+#include "host/dispatcher/window_way.hpp"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -166,6 +168,60 @@ TEST(cost_model, the_ends_of_the_range) {
     }
     EXPECT_EQ(predict(exchange_kind::lsa, crossing::once_per_rank, measured_job(16, 2), rates).us(), 0);
     EXPECT_EQ(predict(exchange_kind::host, crossing::once_per_rank, measured_job(), rates).us(), 0);
+}
+
+TEST(window_way, on_flat_no_more_bytes_cross_straight_and_a_pass_is_saved) {
+    for (const std::int32_t ranks : {2, 8, 64}) {
+        for (const std::int64_t tokens : {1, 128, 4096}) {
+            workload w = measured_job(ranks);
+            w.tokens = tokens;
+            w.rows = layout::flat;
+            const window_way way = choose_window_way(w, rates, 0);
+            EXPECT_TRUE(way.direct) << ranks << " ranks, " << tokens << " tokens";
+            EXPECT_FALSE(way.told);
+            EXPECT_DOUBLE_EQ(way.straight.nvlink_bytes, way.staged.nvlink_bytes);
+            EXPECT_LT(way.straight.local_bytes, way.staged.local_bytes);
+            EXPECT_EQ(way.straight.us, predict(exchange_kind::lsa, crossing::once_per_rank, w, rates).dispatch.us);
+        }
+    }
+}
+
+TEST(window_way, of_several_places_a_rank_the_link_decides) {
+    const window_way two = choose_window_way(measured_job(2), rates, 0);
+    EXPECT_FALSE(two.direct) << "four copies of a row would cross instead of one";
+    EXPECT_TRUE(within(two.straight.nvlink_bytes, 4 * 58.7e6, 1));
+    EXPECT_EQ(two.staged.us, predict(exchange_kind::lsa, crossing::once_per_rank, measured_job(2), rates).dispatch.us);
+    EXPECT_THAT(two.text(), testing::AllOf(testing::StartsWith("once per rank, then expanded: predicted 197"),
+                                           testing::HasSubstr("straight to every place 650")));
+    workload few = measured_job(2);
+    few.tokens = 8;
+    EXPECT_TRUE(choose_window_way(few, rates, 0).direct) << "the second pass costs more than the bytes";
+    workload many = measured_job(2048);
+    many.tokens = 1024;
+    EXPECT_TRUE(choose_window_way(many, rates, 0).direct) << "hardly two experts of a token share a rank";
+}
+
+TEST(window_way, a_knob_says_otherwise) {
+    workload flat = measured_job(2);
+    flat.rows = layout::flat;
+    const window_way staged = choose_window_way(flat, rates, 1);
+    EXPECT_FALSE(staged.direct);
+    EXPECT_THAT(staged.text(), testing::HasSubstr("as the knob window_dispatch says; "));
+    EXPECT_TRUE(choose_window_way(measured_job(2), rates, 2).direct);
+}
+
+TEST(window_way, is_of_ranks_that_reach_each_other) {
+    EXPECT_EQ(predict_window_dispatch(true, measured_job(8, 2), rates).us, 0);
+    exchange_config c;
+    c.hidden = 7168;
+    c.topk = 8;
+    c.max_tokens_per_rank = 4096;
+    c.input_type = c.dispatch_type = dtype::fp8_e4m3;
+    c.scales = scale_type::f32;
+    const workload w = workload_of(c);
+    EXPECT_EQ(w.dispatch_row_bytes, 7168 + 56 * 4);
+    EXPECT_EQ(w.combine_row_bytes, 14336);
+    EXPECT_EQ(w.tokens, 4096);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ class Explain(CommandTest):
     def test_choice_and_reasons(self):
         result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
         self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "workspace_bytes",
-                                        "workspace_halves_bytes", "predictions", "floor_us"])
+                                        "workspace_halves_bytes", "window_dispatch", "predictions", "floor_us"])
         reasons = {w["exchange"]: w["reason"] for w in result["why_not"]}
         everything = {"host", "loopback", "lsa", "sendrecv", "dense", "hybrid"}
         self.assertEqual(set(reasons), everything - {result["exchange"]})
@@ -156,6 +156,24 @@ class Explain(CommandTest):
         self.assertGreater(halves, 2 * 8192 * 7168 * 2)
         self.assertEqual(workspace("--ranks", "8", "--exchange", "sendrecv"), (None, None))
 
+    def test_the_way_into_lent_outputs_is_explained(self):
+        def explain(*options):
+            return self.epjit("explain", "--json", "--keys", "--ranks", "2", "--arch", "sm_90a", "--model", "deepseek-v3",
+                              "--exchange", "lsa", "--tokens", "4096", *options).json
+
+        flat, major = explain("--layout", "flat"), explain()
+        self.assertTrue(flat["window_dispatch"]["straight"])
+        self.assertFalse(major["window_dispatch"]["straight"])
+        self.assertIn("straight to every place 650", major["window_dispatch"]["why"])
+        self.assertEqual(len(explain("--window")["keys"]), len(major["keys"]) + 1)
+        knob = self.write("w.json", json.dumps({"epjit_profile": 1, "entries": [{"knobs": {"window_dispatch": 1}}]}))
+        told = explain("--layout", "flat", "--profile", knob)["window_dispatch"]
+        self.assertFalse(told["straight"])
+        self.assertIn("as the knob window_dispatch says", told["why"])
+        self.assertIsNone(self.epjit("explain", "--json", "--ranks", "2", "--exchange", "sendrecv").json["window_dispatch"])
+        self.assertIn("into lent outputs rows go straight",
+                      self.epjit("explain", "--ranks", "2", "--arch", "sm_90a", "--layout", "flat").out)
+
     def test_the_larger_set_covers_every_dtype(self):
         self.assertEqual(self.warm("--set", "all").status, 0)
         stored = self.keys_in_cache()
@@ -173,6 +191,12 @@ class Explain(CommandTest):
 
 
 class Run(CommandTest):
+    def test_a_run_into_lent_outputs_is_checked(self):
+        for layout in ("expert_major", "flat", "masked"):
+            result = self.epjit("run", "--json", "--exchange", "host", "--ranks", "3", "--tokens", "9", "--check", "--window",
+                                "--model", "mixtral-8x7b", "--layout", layout)
+            self.assertEqual((result.status, result.json["mismatched_rows"]), (0, 0), result.err)
+
     def test_the_host_exchange_is_checked_against_the_reference(self):
         result = self.epjit("run", "--json", "--exchange", "host", "--ranks", "4", "--tokens", "9", "--check", "--model",
                             "mixtral-8x7b")

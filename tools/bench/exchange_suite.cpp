@@ -81,7 +81,7 @@ class shape_bench {
                 layer.dispatch();
             });
             timed(job::dispatch, [&] { layer.dispatch(); });
-            if (!shape_.fp8) {
+            if (!shape_.fp8 && !shape_.window) {
                 timed(job::combine, [&] { layer.combine(); });
             }
             machine_.rank(r).stream.synchronize();
@@ -132,6 +132,24 @@ void bench_sm_budget(bench_machine& machine, const ranks_options& options, const
     }
 }
 
+/// Into outputs that the exchange lends: on flat rows go straight to their places.
+void bench_windows(bench_machine& machine, const ranks_options& options, const machine_rates& rates,
+                   const bench_shape& shape, bench_report& report) {
+    ranks_options lsa = options;
+    lsa.kinds = {exchange_kind::lsa};
+    lsa.baseline = false;
+    if (std::find(options.kinds.begin(), options.kinds.end(), exchange_kind::lsa) == options.kinds.end()) {
+        return;
+    }
+    bench_shape lent = shape;
+    lent.window = true;
+    bench_one(machine, lsa, rates, lent, report);
+    lent.rows = layout::flat;
+    bench_one(machine, lsa, rates, lent, report);
+    lent.fp8 = true;
+    bench_one(machine, lsa, rates, lent, report);
+}
+
 /// In a runtime of its own: the driver's functions are slower while they are watched.
 void bench_host_side(const context& ctx, const ranks_options& options, const bench_shape& shape, bench_report& report) {
     if (std::find(options.kinds.begin(), options.kinds.end(), exchange_kind::lsa) == options.kinds.end()) {
@@ -166,6 +184,7 @@ void exchange_suite(const context& ctx, bench_report& report) {
     exact.mode = mode::exact;
     bench_one(machine, options, rates, exact, report);
     bench_sm_budget(machine, options, rates, shapes.front(), report);
+    bench_windows(machine, options, rates, shapes.front(), report);
     const bool measured = std::any_of(report.rows.begin() + static_cast<std::ptrdiff_t>(rows_before), report.rows.end(),
                                       [](const bench_row& r) { return r.exchange != baseline_name; });
     if (!measured) {

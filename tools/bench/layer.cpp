@@ -9,7 +9,7 @@
 namespace epjit::tools {
 namespace {
 
-exchange_config config_of(const bench_shape& s, exchange_kind kind) {
+exchange_config config_of(const bench_shape& s, const bench_routing& routing, exchange_kind kind) {
     exchange_config c;
     c.kind = kind;
     c.hidden = s.hidden;
@@ -20,6 +20,9 @@ exchange_config config_of(const bench_shape& s, exchange_kind kind) {
     c.input_type = c.dispatch_type = s.dispatch_type();
     c.scales = s.scales();
     c.num_sms = s.num_sms;
+    if (s.window) {  // not of masked rows, whose capacity is a slot's
+        c.window_rows = *std::max_element(routing.capacity.begin(), routing.capacity.end());
+    }
     return c;
 }
 
@@ -68,10 +71,10 @@ tensor_view view_of(const host::device_buffer& b, const host::device_buffer& sca
 }  // namespace
 
 std::string bench_shape::text() const {
-    return fmt::format("T={} H={} K={} E={} {} {} {} {}{}{}", tokens, hidden, topk, experts, routing,
+    return fmt::format("T={} H={} K={} E={} {} {} {} {}{}{}{}", tokens, hidden, topk, experts, routing,
                        fp8 ? "fp8+scales" : "bf16", name(rows), name(mode),
                        alignment != 1 ? fmt::format(" align={}", alignment) : "",
-                       num_sms != 0 ? fmt::format(" sms={}", num_sms) : "");
+                       num_sms != 0 ? fmt::format(" sms={}", num_sms) : "", window ? " window" : "");
 }
 
 std::vector<std::int64_t> draw_ids(const bench_shape& shape, int rank, int set) {
@@ -119,7 +122,7 @@ bench_routing::bench_routing(const bench_shape& shape, int ranks) : capacity(sta
 
 bench_layer::bench_layer(bench_rank& me, int rank, const bench_shape& shape, const bench_routing& routing,
                          exchange_kind kind)
-    : me_(me), shape_(shape), exchange_(me.comm, config_of(shape, kind)) {
+    : me_(me), shape_(shape), exchange_(me.comm, config_of(shape, routing, kind)) {
     exchange_.prepare();
     options_.mode = shape.mode;
     options_.layout = shape.rows;
@@ -152,8 +155,8 @@ void bench_layer::make_tensors() {
     const std::int64_t groups = (s.hidden + 127) / 128, scale_bytes = size_of(s.scales()) * groups;
     input_ = filled(me_, s.tokens * s.hidden * size_of(s.dispatch_type()));
     scales_ = filled(me_, s.tokens * scale_bytes);
-    rows_ = filled(me_, output_rows_ * s.hidden * size_of(s.dispatch_type()));
-    row_scales_ = filled(me_, output_rows_ * scale_bytes);
+    rows_ = filled(me_, s.window ? 0 : output_rows_ * s.hidden * size_of(s.dispatch_type()));
+    row_scales_ = filled(me_, s.window ? 0 : output_rows_ * scale_bytes);
     weights_ = filled(me_, std::int64_t{s.tokens} * s.topk * 4);
     result_ = filled(me_, std::int64_t{s.tokens} * s.hidden * 2);
     if (s.fp8) {
@@ -161,7 +164,13 @@ void bench_layer::make_tensors() {
     }
     dispatch_.input = view_of(input_, scales_, s.dispatch_type(), s.scales(), s.tokens, s.hidden);
     dispatch_.output = view_of(rows_, row_scales_, s.dispatch_type(), s.scales(), output_rows_, s.hidden);
+    if (s.window) {
+        dispatch_.output = exchange_.window_output(0, 0);
+    }
     combine_.rows = view_of(s.fp8 ? given_ : rows_, row_scales_, dtype::bf16, scale_type::none, output_rows_, s.hidden);
+    if (s.window && !s.fp8) {
+        combine_.rows = dispatch_.output;
+    }
     combine_.weights = s.rows == layout::flat ? nullptr : weights_.as<float>();
     combine_.output = view_of(result_, row_scales_, dtype::bf16, scale_type::none, s.tokens, s.hidden);
     me_.stream.synchronize();
@@ -182,7 +191,9 @@ jit::digest bench_layer::result_digest() const {
 }
 
 void bench_layer::dispatch() {
-    exchange_.dispatch(plan_, {&dispatch_, 1}, {}, me_.stream.get());
+    dispatch_options options;
+    options.into_window = shape_.window;
+    exchange_.dispatch(plan_, {&dispatch_, 1}, options, me_.stream.get());
 }
 
 void bench_layer::combine() {

@@ -31,6 +31,7 @@ constexpr option_info staging{"--staging-bytes", "N", "lsa: bound on the memory 
 constexpr option_info seed{"--seed", "N", "of routing and data (1)"};
 constexpr option_info iterations{"--iters", "N", "repeat without a synchronisation between (1)"};
 constexpr option_info graph{"--graph", "", "capture the calls in a CUDA graph and replay it"};
+constexpr option_info window{"--window", "", "dispatch into outputs that the exchange lends"};
 
 constexpr std::array<option_info, 8> warm_options{{
     model,
@@ -62,7 +63,7 @@ constexpr std::array<option_info, 4> inspect_options{{
     {"--log", "", "the compiler's log"},
 }};
 
-constexpr std::array<option_info, 17> run_options{{
+constexpr std::array<option_info, 18> run_options{{
     exchange,
     model,
     config,
@@ -78,11 +79,12 @@ constexpr std::array<option_info, 17> run_options{{
     seed,
     iterations,
     graph,
+    window,
     {"--check", "", "compare every row with the reference"},
     {"--dump", "DIR", "write inputs, dispatched rows and results as .npy files"},
 }};
 
-constexpr std::array<option_info, 20> explain_options{{
+constexpr std::array<option_info, 21> explain_options{{
     exchange,
     model,
     config,
@@ -98,6 +100,7 @@ constexpr std::array<option_info, 20> explain_options{{
     seed,
     iterations,
     graph,
+    window,
     {"--arch", "SM", "the GPUs to explain for (this machine's, else sm_90a)"},
     {"--keys", "", "list the keys that the run would load"},
     {"--profile", "FILE", "a tuning profile (EPJIT_PROFILE)"},

@@ -2,6 +2,7 @@
 #include "epjit/jit/profile.hpp"
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/dispatcher/tuning.hpp"
+#include "host/dispatcher/window_way.hpp"
 #include "host/exchange/backend.hpp"
 #include "tools/command/machine.hpp"
 #include "tools/command/profile_file.hpp"
@@ -233,6 +234,27 @@ std::optional<std::uint64_t> workspace_bytes(const subject& s, exchange_kind exc
     return static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
 }
 
+/// Of a dispatch into lent outputs; empty but for lsa.
+std::optional<host::window_way> window_way(const subject& s, exchange_kind exchange) {
+    if (exchange != exchange_kind::lsa) {
+        return std::nullopt;
+    }
+    host::workload work = s.question.largest;
+    work.hosts = 1;
+    return host::choose_window_way(work, s.question.rates,
+                                   s.knobs.launches(s.run.layout, s.key.tokens).window_dispatch);
+}
+
+nlohmann::ordered_json window_json(const std::optional<host::window_way>& way) {
+    if (!way) {
+        return {};
+    }
+    return {{"straight", way->direct},
+            {"why", way->text()},
+            {"straight_dispatch", traffic_json(way->straight)},
+            {"staged_dispatch", traffic_json(way->staged)}};
+}
+
 nlohmann::ordered_json knobs_json(const subject& s) {
     const std::int32_t tokens = s.key.tokens;
     return {{"launches_from", name(s.knobs.launches_from(s.run.layout, tokens))},
@@ -257,6 +279,7 @@ int explain_command(context& ctx) {
     settle_knobs(ctx, s, choice.exchange);
     const std::optional<std::uint64_t> workspace = workspace_bytes(s, choice.exchange, false);
     const std::optional<std::uint64_t> of_halves = workspace_bytes(s, choice.exchange, true);
+    const std::optional<host::window_way> windows = window_way(s, choice.exchange);
     const auto predictions = host::predict_all(s.question.largest, s.question.rates);
 
     std::vector<jit::compile_job> jobs;
@@ -288,6 +311,7 @@ int explain_command(context& ctx) {
              {"knobs", knobs_json(s)},
              {"workspace_bytes", workspace ? nlohmann::ordered_json(*workspace) : nlohmann::ordered_json()},
              {"workspace_halves_bytes", of_halves ? nlohmann::ordered_json(*of_halves) : nlohmann::ordered_json()},
+             {"window_dispatch", window_json(windows)},
              {"predictions", predictions_json(predictions)},
              {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
         return exit_done;
@@ -305,6 +329,9 @@ int explain_command(context& ctx) {
     if (workspace) {
         text += fmt::format("\nworkspace of one rank with max_tokens_per_rank {}: {}, for halves {}\n", s.key.tokens,
                             bytes_text(*workspace), bytes_text(*of_halves));
+    }
+    if (windows) {
+        text += fmt::format("\ninto lent outputs rows go {}\n", windows->text());
     }
     text += knobs_text(s) + predictions_text(s, predictions);
     if (ctx.call.has("--keys")) {

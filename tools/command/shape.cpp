@@ -60,6 +60,7 @@ run_options shape_options(const context& ctx) {
     o.reduction = enum_option(call, "--reduction",
                               o.exchange == exchange_kind::hybrid ? reduction::per_host : reduction::per_rank);
     o.graph = call.has("--graph");
+    o.window = call.has("--window");
     // Only calls that read nothing back can be captured.
     o.mode = enum_option(call, "--mode", o.graph ? mode::fixed : mode::exact);
     o.source = enum_option(call, "--plan-source", plan_source::automatic);
@@ -87,6 +88,7 @@ jit::run_request request_of(const run_options& run, jit::target_arch arch) {
                : run.model.fp8_scales == scale_type::none ? scale_type::f32
                                                           : run.model.fp8_scales;
     r.combine = r.input;
+    r.windows = run.window;
     return r;
 }
 

@@ -2,6 +2,7 @@
 #include "tools/run/layer.hpp"
 
 #include "tools/reference/expert.hpp"
+#include "tools/reference/oracle.hpp"
 #include "tools/run/experts.hpp"
 #include "tools/run/layer_state.hpp"
 
@@ -306,6 +307,19 @@ plan_options plan_options_of(const problem& p, std::int32_t lane) {
     o.alignment = p.alignment;
     o.lane = lane;
     return o;
+}
+
+std::int32_t window_rows_for(const problem& p) {
+    const auto spare = static_cast<std::int64_t>(detail::guard_bytes);  // even scales of a byte fill the guard
+    const std::vector<std::int32_t> needed = reference::needed_rows(p);
+    std::int64_t most = 0;
+    for (std::size_t rank = 0; rank < p.inputs.size(); ++rank) {
+        const std::int64_t capacity = p.inputs[rank].capacity;
+        most = std::max(most, p.layout == layout::masked ? p.rank_slots[rank] * capacity
+                              : p.mode == mode::exact    ? needed[rank]
+                                                         : capacity);
+    }
+    return static_cast<std::int32_t>(most + spare);
 }
 
 observation run_problem(exchange& ex, memory_space& memory, const problem& p, const layer_options& options,

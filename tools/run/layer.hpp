@@ -26,6 +26,9 @@ struct layer_options {
     std::int32_t token_bound = 0;  ///< plan_options::token_bound
     plan_source source = plan_source::automatic;
     std::int32_t misalignment = 0;  ///< elements by which rows start behind an aligned address
+    /// Rows go into the exchange's window_output, which no other layer of the lane may use meanwhile. The problem's
+    /// dispatch_stride is H.
+    bool into_window = false;
     /// Combine is given what dispatch made, without a visit to the host: for experts that return their input (scale 1,
     /// bias 0), one dtype and stride, not on flat.
     bool experts_in_place = false;
@@ -45,6 +48,8 @@ struct layer_times {
 /// The exchange that a problem wants. Its tables point into `p`.
 exchange_config config_of(const reference::problem& p, exchange_kind kind, std::int32_t lanes = 1);
 plan_options plan_options_of(const reference::problem& p, std::int32_t lane = 0);
+/// exchange_config::window_rows that the problem's largest output needs, and some that nobody may touch.
+std::int32_t window_rows_for(const reference::problem& p);
 
 /// The steps of one layer, for callers that have several at work; run_problem() takes them in order. Outputs are
 /// poisoned first and have guard bytes behind them. All but the constructor throw what the calls throw, and error

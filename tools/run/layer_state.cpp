@@ -7,7 +7,6 @@
 
 namespace epjit::tools {
 
-using detail::guard_bytes;
 using detail::guarded;
 using detail::poison;
 using detail::rank_tensors;
@@ -40,9 +39,13 @@ void layer::state::allocate_outputs(std::size_t i) {
     const auto rows = static_cast<std::size_t>(t.num_rows);
     const auto name = [&](const char* what) { return fmt::format("{} of rank {}", what, first + static_cast<int>(i)); };
     const auto shift = [&](dtype type) { return static_cast<std::size_t>(options.misalignment * size_of(type)); };
-    t.rows = make_output(rows * static_cast<std::size_t>(job().dispatch_stride * size_of(job().dispatch)), name("rows"),
-                         shift(job().dispatch));
-    t.scales = make_output(rows * static_cast<std::size_t>(job().groups() * size_of(job().scales)), name("scales"));
+    if (options.into_window) {
+        borrow_rows(i, fmt::format("of rank {}", first + static_cast<int>(i)));
+    } else {
+        t.rows = make_output(rows * static_cast<std::size_t>(job().dispatch_stride * size_of(job().dispatch)),
+                             name("rows"), shift(job().dispatch));
+        t.scales = make_output(rows * static_cast<std::size_t>(job().groups() * size_of(job().scales)), name("scales"));
+    }
     t.row_source = make_output(rows * 8, name("row_source"));
     const std::size_t ids = flat() ? rows * static_cast<std::size_t>(job().topk) * 4 : 0;
     t.row_weights = make_output(flat() ? 0 : rows * 4, name("row_weights"));
@@ -54,6 +57,20 @@ void layer::state::allocate_outputs(std::size_t i) {
         t.weight_gradients =
             make_output(static_cast<std::size_t>(in.tokens * job().weight_columns() * 4), name("weight gradients"));
     }
+}
+
+void layer::state::borrow_rows(std::size_t i, const std::string& whose) {
+    rank_tensors& t = tensors[i];
+    const tensor_view lent = exchange_.window_output(static_cast<int>(i), options.lane);
+    if (t.num_rows > lent.rows) {
+        throw config_error(fmt::format("{} rows {} into a window of {}", t.num_rows, whose, lent.rows),
+                           "make the exchange with more window_rows");
+    }
+    const auto rows = static_cast<std::size_t>(t.num_rows), room = static_cast<std::size_t>(lent.rows);
+    const auto row_bytes = static_cast<std::size_t>(job().hidden * size_of(job().dispatch));
+    const auto scale_bytes = static_cast<std::size_t>(job().groups() * size_of(job().scales));
+    t.rows = borrow_output(lent.data, rows * row_bytes, room * row_bytes, "rows " + whose);
+    t.scales = borrow_output(lent.scales, rows * scale_bytes, room * scale_bytes, "scales " + whose);
 }
 
 void layer::state::clear_tokens() {
@@ -98,6 +115,7 @@ void layer::state::fill_dispatch_arguments() {
     dispatch_choices.zero_padding = job().zero_padding;
     dispatch_choices.zero_tail = job().zero_tail;
     dispatch_choices.lane = options.lane;
+    dispatch_choices.into_window = options.into_window;
 }
 
 void layer::state::fill_combine_arguments() {
@@ -134,7 +152,7 @@ void layer::state::fetch_dispatched() {
 
 void layer::state::check_guards() {
     for (const guarded& g : all) {
-        const auto guard = memory.fetch(g.data + g.bytes, guard_bytes);
+        const auto guard = memory.fetch(g.data + g.bytes, g.guard);
         const auto spoiled =
             std::find_if(guard.begin(), guard.end(), [](std::byte b) { return b != std::byte{poison}; });
         if (spoiled != guard.end()) {

@@ -6,6 +6,7 @@
 #include "host/exchange/exchange_state.hpp"
 #include "tools/run/layer.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -24,6 +25,7 @@ struct guarded {
     std::byte* data = nullptr;
     std::size_t bytes = 0;
     std::string name;
+    std::size_t guard = guard_bytes;  ///< bytes behind it that nobody writes
 };
 
 /// One rank's tensors in the exchange's memory.
@@ -77,9 +79,18 @@ struct layer::state {
         return g;
     }
 
+    /// The first bytes of memory that the exchange lends, `room` of them in all.
+    detail::guarded borrow_output(void* data, std::size_t bytes, std::size_t room, std::string name) {
+        detail::guarded g{static_cast<std::byte*>(data), bytes, std::move(name)};
+        g.guard = std::min(g.guard, room - std::min(room, bytes));
+        all.push_back(g);
+        return g;
+    }
+    void borrow_rows(std::size_t i, const std::string& whose);
+
     void poison_outputs() {
         for (const detail::guarded& g : all) {
-            memory.fill(g.data, detail::poison, g.bytes + detail::guard_bytes);
+            memory.fill(g.data, detail::poison, g.bytes + g.guard);
         }
     }
 

@@ -227,6 +227,7 @@ void compare(const problem& p, const reference::observation& seen, run_result& r
 run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, const run_options& options) {
     const resident_experts experts(comm, p);
     exchange_config config = config_of(p, kind);
+    config.window_rows = options.window ? window_rows_for(p) : 0;
     config.staging_bytes = options.staging_bytes;
     exchange ex(comm, config);
     ex.prepare();
@@ -235,6 +236,7 @@ run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, 
     layer.iters = options.iters;
     layer.graph = options.graph;
     layer.source = options.source;
+    layer.into_window = options.window;
     layer.experts = &experts;
     layer.cancel = options.cancel;
     layer_times times;

@@ -31,6 +31,7 @@ struct run_options {
     std::uint64_t seed = 1;
     std::int32_t iters = 1;
     bool graph = false;                         ///< capture plan, dispatch and combine, replay them; static mode
+    bool window = false;                        ///< dispatch into outputs that the exchange lends
     bool check = false;                         ///< compare with the reference
     std::string dump_dir;                       ///< empty: no dump; created when missing
     const std::atomic<bool>* cancel = nullptr;  ///< set by Ctrl-C; polled between steps

@@ -333,6 +333,8 @@ typedef struct epjit_exchange_config {
     epjit_memory_hooks memory;
     int64_t staging_bytes;  ///< LSA: bound on a lane's memory for rows on their way, smaller than a call needs: more
                             ///< launches; 0: automatic
+    int32_t window_rows;    ///< rows of each output that epjit_exchange_window_output lends; 0: none
+    int32_t reserved;
 } epjit_exchange_config;
 
 typedef struct epjit_exchange_info {
@@ -370,6 +372,13 @@ EPJIT_API epjit_status epjit_exchange_get_config(const epjit_exchange* exchange,
 /// R * T * min(K, L) at most (FLAT: R * T; MASKED: L * R * T). Null options: the defaults.
 EPJIT_API epjit_status epjit_exchange_worst_case_rows(const epjit_exchange* exchange, int32_t driven,
                                                       const epjit_plan_options* options, int64_t* rows);
+
+/// Memory for a driven rank's dispatched rows, [window_rows,H] and contiguous, scales beside them; it belongs to the
+/// exchange for its whole life. What lies there is the caller's from a dispatch into it up to the lane's next one with
+/// into_window. LSA: a window that the peers may store into, so that no row is staged and copied; what still reads the
+/// rows belongs on a stream before that dispatch. Other exchanges lend ordinary memory.
+EPJIT_API epjit_status epjit_exchange_window_output(const epjit_exchange* exchange, int32_t driven, int32_t lane,
+                                                    epjit_tensor* out);
 
 // ---- plan: one routing made into counts, offsets and row maps ------------------------------------------------------
 
@@ -440,7 +449,7 @@ typedef struct epjit_dispatch_options {
     int32_t zero_padding;  ///< non-zero (default): clear alignment padding
     int32_t zero_tail;     ///< non-zero: clear everything beyond the data up to the capacity
     int32_t lane;          ///< the plan's; the stream of the lane's previous call must still exist
-    int32_t reserved;
+    int32_t into_window;   ///< non-zero, on every rank: outputs are those of epjit_exchange_window_output
 } epjit_dispatch_options;
 
 typedef struct epjit_combine_args {

@@ -58,6 +58,7 @@ struct exchange_config {
     bool backward = false;                     ///< weight_gradients will be called: prepare() loads its kernel too
     std::int32_t lanes = 1;                    ///< independent sets of workspace and flags: 1 or 2
     std::int32_t num_sms = 0;                  ///< bound on all resident blocks of a call; 0: automatic
+    std::int32_t window_rows = 0;              ///< rows of each output that window_output() lends; 0: none
     /// lsa: rows and partial sums of a lane travel through one memory. Where that of max_tokens_per_rank tokens would
     /// be more than this, whole calls bring that many fewer tokens at a time, in as many launches as it takes; of each
     /// rank at least one. 0: automatic, about 448 MiB, and never more than two launches a call.
@@ -145,6 +146,7 @@ struct dispatch_options {
     bool zero_padding = true;  ///< clear alignment padding
     bool zero_tail = false;    ///< clear everything beyond the data up to the capacity
     std::int32_t lane = 0;     ///< the plan's; the stream of the lane's previous call must still exist
+    bool into_window = false;  ///< equal on every rank: each output is window_output() of its rank and the lane
 };
 
 struct combine_args {
@@ -192,6 +194,14 @@ class EPJIT_API exchange {
     /// exchange with the same options (its memory is taken over).
     [[nodiscard]] epjit::plan make_plan(std::span<const plan_args> ranks, const plan_options& options, stream_t stream,
                                         epjit::plan reuse = {});
+
+    /// Memory for a driven rank's dispatched rows, [window_rows,H] and contiguous, scales beside them, that belongs to
+    /// the exchange for its whole life; what lies there is the caller's from a dispatch into it up to the lane's next
+    /// one with dispatch_options::into_window. It is memory like any other to whoever reads or writes it; to such a
+    /// dispatch of lsa it is a window that the peers may store into, so that no row has to be staged and copied. What
+    /// still reads the rows belongs on a stream before that dispatch. Other exchanges lend ordinary memory.
+    /// @throws config_error (values): window_rows is 0, or an index is out of range.
+    [[nodiscard]] tensor_view window_output(int driven, int lane) const;
 
     void dispatch(const epjit::plan& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                   stream_t stream);

@@ -23,11 +23,12 @@ struct knobs {
     std::int32_t combine_stages = 0;   ///< rows of its block in shared memory
     std::int32_t combine_teams = 0;    ///< that share them
     // Of launches, equal on every rank.
-    std::int32_t dispatch_launches = 0;        ///< 1: through windows in one launch; 2: two halves
-    std::int32_t dispatch_senders = 0;         ///< most blocks that send, at most half of those that are resident; 0: by
-                                               ///< the rows' length
-    std::int32_t dispatch_chunk = 0;           ///< tokens a flag; 0: by the number of tokens
-    std::int32_t combine_launches = 0;         ///< as dispatch_launches
+    std::int32_t dispatch_launches = 0;  ///< 1: through windows in one launch; 2: two halves
+    std::int32_t dispatch_senders = 0;   ///< most blocks that send, at most half of those that are resident; 0: by
+                                         ///< the rows' length
+    std::int32_t dispatch_chunk = 0;     ///< tokens a flag; 0: by the number of tokens
+    std::int32_t window_dispatch = 0;    ///< into window outputs: 1: once per rank; 2: straight to every place
+    std::int32_t combine_launches = 0;   ///< as dispatch_launches
     std::int32_t combine_senders_percent = 0;  ///< of the resident blocks, those that send
 
     friend bool operator==(const knobs&, const knobs&) = default;
@@ -49,7 +50,8 @@ struct knob_info {
 };
 std::span<const knob_info> knob_infos() noexcept;
 
-/// What launches do where no profile says otherwise: every knob of a launch but dispatch_senders and dispatch_chunk is set.
+/// What launches do where no profile says otherwise: every knob of a launch but dispatch_senders, dispatch_chunk and
+/// window_dispatch is set.
 knobs cost_model_launches() noexcept;
 
 /// `values` with those of `otherwise` in place of zeros.

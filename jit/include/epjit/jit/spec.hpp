@@ -26,11 +26,12 @@ enum class kernel_kind : std::uint8_t {
     exchange_combine,      ///< a whole combine through windows
     low_latency_dispatch,  ///< the same of few tokens, in packets that announce themselves
     low_latency_combine,
-    gathered_plan,  ///< one real rank's plan from all ranks' routing
+    gathered_plan,    ///< one real rank's plan from all ranks' routing
+    direct_dispatch,  ///< a whole dispatch straight into the outputs that peers lend
 };
 /// "plan", "permute+dispatch", "unpermute+combine", "weight_gradient", "exchange_plan", "exchange_helpers",
 /// "exchange_dispatch", "exchange_combine", "low_latency_dispatch", "low_latency_combine",
-/// "gathered_plan".
+/// "gathered_plan", "direct_dispatch".
 std::string_view name(kernel_kind) noexcept;
 
 /// A real GPU target such as sm_90a; suffix is 'a', 'f' or 0.

@@ -28,6 +28,9 @@ variant_spec exchange_helpers_spec(target_arch arch, std::int32_t num_ranks, std
 /// dispatch is 0 where bulk copies cannot move them: then there is no such program.
 variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
                                     dtype type, scale_type scales);
+/// A whole dispatch straight into the outputs that the ranks lend; where there is such a program as above.
+variant_spec direct_dispatch_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
+                                  dtype type, scale_type scales);
 variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std::int32_t hidden, std::int32_t topk,
                                    dtype type);
 /// The same of few tokens, for every R.
@@ -74,6 +77,7 @@ struct run_request {
     dtype combine = dtype::bf16;
     bool backward = false;     ///< weight gradients too
     bool low_latency = false;  ///< calls of few tokens have kernels of their own
+    bool windows = false;      ///< outputs are lent: rows may go straight to their places
     knobs programs{};          ///< tuned_knobs::programs()
 };
 std::vector<variant_spec> run_variants(const run_request& request);

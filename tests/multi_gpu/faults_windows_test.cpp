@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dispatches straight into the peers' windows when something goes wrong. The rows are few and short, so that the cost
+// model sends them straight on every layout.
+#include "tests/multi_gpu/faults.hpp"
+
+#include <csignal>
+
+namespace epjit::tests {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+
+constexpr std::int64_t patience_ms = first_fault_limit_ms + fault_grace_ms;
+constexpr const char* windows = "window_rows=2048";
+constexpr const char* into = "window=1";
+
+using faults_windows = faults;
+
+TEST_P(faults_windows, one_that_exits_before_dispatch_is_waited_for_no_longer_than_the_limit) {
+    scripted_ranks ranks = two_ranks();
+    begin(ranks, windows, into);
+    ranks.all("plan 0");
+    ranks.all("sync 0");
+    ranks.tell(1, "exit");
+    ranks.child(1).wait(in_ms(10'000));
+    const answer a =
+        ranks.first_failure(0, {"dispatch 0", "experts 0", "sync 0", "combine 0", "sync 0", "plan 0"}, patience_ms);
+    expect_timed_out(a, 0, 1, "dispatch");
+    expect_usable(ranks, 0);
+}
+
+TEST_P(faults_windows, one_that_is_stopped_too_long_writes_nothing_late) {
+    scripted_ranks ranks = two_ranks();
+    begin(ranks, windows, into);
+    ranks.all("plan 0");
+    ranks.all("sync 0");
+    ranks.child(1).signal(SIGSTOP);
+    ranks.tell(1, "dispatch 0");  // it reads that when it wakes
+    const answer a =
+        ranks.first_failure(0, {"dispatch 0", "experts 0", "sync 0", "combine 0", "sync 0", "plan 0"}, patience_ms);
+    expect_timed_out(a, 0, 1, "dispatch");
+    EXPECT_TRUE(ranks.ask(0, "drop_exchange 0").ok);
+    for (int i = 0; i < 8; ++i) {
+        EXPECT_TRUE(ranks.ask(0, "pattern bytes=8388608").ok);
+    }
+    ranks.child(1).signal(SIGCONT);
+    answer late = ranks.hear(1, patience_ms);
+    if (late.ok) {
+        late = ranks.first_failure(1, {"experts 0", "sync 0", "combine 0", "sync 0", "plan 0"}, patience_ms);
+    }
+    EXPECT_FALSE(late.ok) << "the late rank noticed nothing";
+    const answer intact = ranks.ask(0, "verify_pattern");
+    EXPECT_TRUE(intact.ok) << intact.text;
+    expect_usable(ranks, 0);
+    expect_usable(ranks, 1);
+}
+
+TEST_P(faults_windows, a_graph_of_61_layers_drains_within_one_limit) {
+    scripted_ranks ranks = two_ranks();
+    begin(ranks, windows, into);
+    ranks.all("record 0 layers=61");
+    for (int i = 0; i < 3; ++i) {
+        ranks.all("replay 0");
+    }
+    ranks.all("sync 0");
+    ranks.all("check 0");
+    ranks.child(1).signal(SIGSTOP);
+    const answer replay = ranks.ask(0, "replay 0");
+    const answer drained = ranks.ask(0, "sync 0", first_fault_limit_ms + 4 * fault_grace_ms);
+    const answer told = ranks.first_failure(0, {"plan 0", "sync 0", "dispatch 0"}, patience_ms);
+    EXPECT_EQ(told.kind, "timeout") << told.text;
+    EXPECT_LT(replay.ms + drained.ms, fault_limit_ms + 100 + 50);
+    ranks.child(1).signal(SIGCONT);
+    expect_usable(ranks, 0);
+}
+
+TEST_P(faults_windows, one_rank_that_dispatches_into_other_memory_is_a_named_error) {
+    scripted_ranks ranks = two_ranks();
+    begin(ranks, windows, into);
+    ranks.tell(0, "layer 1 seed=3 window=1");
+    ranks.tell(1, "layer 1 seed=3");
+    EXPECT_TRUE(ranks.hear(0, 60'000).ok);
+    EXPECT_TRUE(ranks.hear(1, 60'000).ok);
+    ranks.all("plan 1");
+    ranks.tell(0, "dispatch 1");
+    ranks.tell(1, "dispatch 1");
+    std::string told;
+    for (int rank = 0; rank < 2; ++rank) {
+        answer a = ranks.hear(rank, patience_ms);
+        if (a.ok) {
+            a = ranks.first_failure(rank, {"sync 1", "plan 1", "sync 1", "plan 1"}, patience_ms);
+        }
+        EXPECT_FALSE(a.ok) << "rank " << rank << " noticed nothing";
+        EXPECT_THAT(a.kind, AnyOf("config", "timeout")) << a.text;
+        told += a.text;
+    }
+    EXPECT_THAT(told, AllOf(HasSubstr("dispatch (into windows)"), HasSubstr("called")));
+    expect_usable(ranks, 0);
+    expect_usable(ranks, 1);
+}
+
+TEST_P(faults_windows, two_lanes_come_in_another_order_on_each_rank) {
+    scripted_ranks ranks = two_ranks();
+    begin(ranks, "window_rows=2048 lanes=2", into);
+    ranks.all("layer a lane=0 seed=11 window=1");
+    ranks.all("layer b lane=1 seed=12 window=1");
+    for (int i = 0; i < 20; ++i) {
+        ranks.all("plan a");
+        ranks.all("plan b");
+        for (const char* operation : {"dispatch", "combine"}) {
+            for (const bool second : {false, true}) {
+                for (int rank = 0; rank < 2; ++rank) {
+                    ranks.tell(rank, std::string(operation) + ((rank == 0) != second ? " a" : " b"));
+                }
+                for (int rank = 0; rank < 2; ++rank) {
+                    const answer a = ranks.hear(rank, patience_ms);
+                    EXPECT_TRUE(a.ok) << a.text;
+                }
+            }
+            if (std::string_view(operation) == "dispatch") {
+                ranks.all("experts a");
+                ranks.all("experts b");
+            }
+        }
+        ranks.all("check a");
+        ranks.all("check b");
+    }
+}
+
+TEST_P(faults_windows, eight_free_sms_are_enough) {
+    scripted_ranks ranks = two_ranks();
+    begin(ranks, "max_tokens=256 window_rows=4096", "tokens=256 window=1");
+    ranks.all("occupy free_sms=8 ms=1500", 120'000);
+    for (int i = 0; i < 3; ++i) {
+        ranks.all("whole 0");
+        ranks.all("check 0", 60'000);
+    }
+    ranks.all("occupied");
+}
+
+INSTANTIATE_TEST_SUITE_P(each, faults_windows, ::testing::Values(exchange_kind::lsa),
+                         [](const auto& one) { return std::string(name(one.param)); });
+
+}  // namespace
+}  // namespace epjit::tests
