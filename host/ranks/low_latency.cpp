@@ -32,7 +32,9 @@ void rank_backend::launch_ll_dispatch(const rank_plan& plan, const dispatch_args
     const std::int64_t rows_a_block = kernel.threads / 32 * 3 / 2;
     const std::int64_t slots = args.fill_last_slot - args.fill_first_slot;
     const std::int64_t rows = slots + (plan.exact ? 0 : plan.capacity);
-    const std::int32_t fill = slots == 0 ? 0 : blocks_for(rows / rows_a_block, kernel.max_blocks / 3);
+    // A rank without slots may have rows to fill all the same: those of its capacity.
+    const bool fills = args.fill_last_rank > args.fill_first_rank;
+    const std::int32_t fill = fills ? blocks_for(rows / rows_a_block, kernel.max_blocks / 3) : 0;
     const std::int32_t left = kernel.max_blocks - fill;
     const exchange_config& c = config_.config;
     const std::int64_t parts = templates::row_record(c.hidden, static_cast<templates::element>(c.dispatch_type),

@@ -26,7 +26,7 @@ constexpr std::int64_t lines_of_thread = 2;
 std::int32_t senders_for(std::int64_t bytes) {
     constexpr std::int64_t fewest = 8;
     constexpr std::int64_t bytes_of_a_row_more = 9 * 1024;
-    return static_cast<std::int32_t>(fewest + fewest * bytes_of_a_row_more / bytes + 2);
+    return static_cast<std::int32_t>(fewest + fewest * bytes_of_a_row_more / bytes + 5);
 }
 
 /// Calls `launch` with the length of the table that `num_ranks` ranks take.

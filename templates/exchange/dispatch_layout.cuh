@@ -30,7 +30,7 @@ EPJIT_SHARED constexpr i32 dispatch_note_bytes(i32 topk) {
 /// Warps of a sending block that move rows; one more tells the peers. Each stays far ahead of what it waits for, so
 /// that few are enough: long rows need two to fill their share of the link.
 EPJIT_SHARED constexpr i32 dispatch_send_movers(const scatter_config& c) {
-    const i32 wanted = c.hidden * element_bytes(c.output) >= 8192 ? 2 : 4;
+    const i32 wanted = c.hidden * element_bytes(c.output) > 8192 ? 2 : 4;
     return max_of(1, min_of(wanted, c.stages / 4));
 }
 
@@ -82,14 +82,14 @@ struct combine_team_shape {
     i32 threads;  ///< of the team
 };
 
-/// A thread keeps at most 32 elements of a sum, or its registers would not do: the fewest threads for a row, because
-/// what a row costs beside its elements is paid by each warp; and the most of a block.
+/// A thread keeps at most 16 elements of a sum, or its registers would not do: the fewest threads for a row, and the
+/// most of a block.
 inline constexpr i32 most_ring_hidden = 8192;
-inline constexpr i32 most_ring_block_threads = 480;  ///< and the warp that tells the peers
+inline constexpr i32 most_ring_block_threads = 640;  ///< and the warp that tells the peers
 inline constexpr i32 most_ring_teams = 4;
 inline constexpr i32 ring_helpers = 96;  ///< threads of a team that do not sum
 EPJIT_SHARED constexpr i32 ring_threads(i32 hidden) {
-    return ceil_div(hidden, 32 * 32) * 32;
+    return ceil_div(hidden, 16 * 32) * 32;
 }
 
 /// As many teams of a block, of those wanted, as there may be.
