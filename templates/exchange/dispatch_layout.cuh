@@ -85,7 +85,7 @@ struct combine_team_shape {
 /// A thread keeps at most 16 elements of a sum, or its registers would not do: the fewest threads for a row, and the
 /// most of a block.
 inline constexpr i32 most_ring_hidden = 8192;
-inline constexpr i32 most_ring_block_threads = 640;  ///< and the warp that tells the peers
+inline constexpr i32 most_ring_block_threads = 704;  ///< and the warp that tells the peers
 inline constexpr i32 most_ring_teams = 4;
 inline constexpr i32 ring_helpers = 96;  ///< threads of a team that do not sum
 EPJIT_SHARED constexpr i32 ring_threads(i32 hidden) {
