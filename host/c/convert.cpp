@@ -65,6 +65,7 @@ epjit::exchange_config to_cpp(const epjit_exchange_config& c) {
     r.memory = {c.memory.allocate, c.memory.release, c.memory.user};
     r.staging_bytes = c.staging_bytes;
     r.window_rows = c.window_rows;
+    r.expansion_sms = c.expansion_sms;
     return r;
 }
 
@@ -91,6 +92,7 @@ epjit_exchange_config to_c(const epjit::exchange_config& c) {
     r.memory = {c.memory.allocate, c.memory.release, c.memory.user};
     r.staging_bytes = c.staging_bytes;
     r.window_rows = c.window_rows;
+    r.expansion_sms = c.expansion_sms;
     return r;
 }
 

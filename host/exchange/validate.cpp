@@ -174,6 +174,12 @@ void validate_config(const exchange_config& c, std::int32_t num_ranks) {
     if (c.num_sms < 0) {
         refuse("use 0 for automatic", "num_sms is {}", c.num_sms);
     }
+    if (c.expansion_sms < 0) {
+        refuse("use 0 for a call within num_sms", "expansion_sms is {}", c.expansion_sms);
+    }
+    if (c.expansion_sms != 0 && c.num_sms == 0) {
+        refuse("set num_sms too, which bounds the blocks that send", "expansion_sms is {}, num_sms 0", c.expansion_sms);
+    }
     if (c.window_rows < 0) {
         refuse("use 0 for no window, or the rows that an output may need (see worst_case_rows)", "window_rows is {}",
                c.window_rows);

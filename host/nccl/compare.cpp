@@ -68,6 +68,7 @@ std::vector<config_field> config_fields(const resolved_config& config) {
         number("backward", c.backward ? 1 : 0),
         number("lanes", c.lanes),
         number("num_sms", c.num_sms),
+        number("expansion_sms", c.expansion_sms),
         number("window_rows", c.window_rows),
         number("staging_bytes", c.staging_bytes),
         number("halves", c.halves ? 1 : 0),

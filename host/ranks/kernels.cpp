@@ -30,6 +30,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
     const std::vector<jit::variant_spec> specs = jit::run_variants(request);
     variants_ = comm.runtime->load(comm.context, specs);
     const std::int32_t budget = c.num_sms;
+    const std::int32_t whole_calls = budget == 0 ? 0 : std::max(budget, c.expansion_sms);  // launches bound the senders
     const auto scatter_of = [&](dtype input, dtype output) {
         for (std::size_t i = 0; i < specs.size(); ++i) {
             const jit::variant_spec& s = specs[i];
@@ -72,7 +73,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 const templates::scatter_config shape = scatter_config_of(s);
                 dispatch =
                     prepare_kernel(context, variants_[i]->get("dispatch_kernel"), templates::dispatch_threads(shape),
-                                   templates::dispatch_shared_bytes(shape), budget);
+                                   templates::dispatch_shared_bytes(shape), whole_calls);
                 dispatch_movers = templates::scatter_movers(shape);
                 dispatch_send_movers = templates::dispatch_send_movers(shape);
                 break;
@@ -88,7 +89,7 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
                 const templates::gather_config shape = gather_config_of(s);
                 combine =
                     prepare_kernel(context, variants_[i]->get("combine_kernel"), templates::combine_threads(shape),
-                                   templates::combine_shared_bytes(shape), budget);
+                                   templates::combine_shared_bytes(shape), whole_calls);
                 break;
             }
             case jit::kernel_kind::low_latency_dispatch:

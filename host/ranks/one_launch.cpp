@@ -50,7 +50,7 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
     const std::int32_t most_senders = tuned.dispatch_senders != 0
                                           ? tuned.dispatch_senders
                                           : senders_for(config_.config.hidden * size_of(config_.config.dispatch_type));
-    const std::int32_t half = std::max(1, kernel.max_blocks / 2);
+    const std::int32_t half = sending_blocks(std::max(1, kernel.max_blocks / 2));
     // Equal on every rank: the receivers look for the flags that the senders raise. Windows start with a chunk.
     const std::int32_t chunk = std::min(tuned.dispatch_chunk != 0 ? tuned.dispatch_chunk
                                         : bound(plan) >= 1024     ? 2
@@ -155,10 +155,12 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
 template <std::int32_t NumRanks>
 void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                                   stream_t stream) {
-    const launchable& kernel = kernels().combine;
+    launchable kernel = kernels().combine;
     // A budget holds for all blocks; else those that finish tokens take the places of those that sent weights.
     const bool budget = config_.config.num_sms > 0;
-    const std::int64_t most_weights = budget ? std::max(1, kernel.max_blocks / 8) : most_weight_blocks;
+    const std::int32_t resident = kernel.max_blocks;
+    kernel.max_blocks += budget ? 0 : static_cast<std::int32_t>(most_weight_blocks);
+    const std::int64_t most_weights = budget ? std::max(1, sending_blocks(resident) / 8) : most_weight_blocks;
     const std::int64_t weights_a_block = kernel.threads * weights_a_thread;
     by_windows(plan, 1, [&](const token_window& window) {
         templates::combine_args<NumRanks> args{};
@@ -171,9 +173,10 @@ void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ran
             args.weighted != 0
                 ? std::clamp<std::int64_t>((weights + weights_a_block - 1) / weights_a_block, 0, most_weights)
                 : 0);
-        const std::int32_t blocks = kernel.max_blocks - (budget ? args.weight_blocks : 0);
+        const std::int32_t blocks = resident - (budget ? args.weight_blocks : 0);
         const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * window.of(bound(plan));
-        const std::int64_t most_senders = std::clamp(blocks * knobs(plan).combine_senders_percent / 100, 1, blocks - 1);
+        const std::int32_t most_senders =
+            sending_blocks(std::clamp(blocks * knobs(plan).combine_senders_percent / 100, 1, blocks - 1));
         args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
         const std::int64_t own = std::clamp<std::int64_t>(tokens, 1, std::max(1, blocks - args.senders));
         launch(comm_, kernel, args.weight_blocks + args.senders + own, &args, stream, launch_mode::overlapping);

@@ -124,6 +124,11 @@ class rank_backend : public backend {
     [[nodiscard]] static bool weights_travel(const rank_plan& plan) noexcept {
         return plan.options.layout != layout::flat;
     }
+    /// Of `blocks`, those that a budget lets send where others may be more.
+    [[nodiscard]] std::int32_t sending_blocks(std::int32_t blocks) const noexcept {
+        const exchange_config& c = config_.config;
+        return c.expansion_sms > c.num_sms ? std::min(blocks, c.num_sms) : blocks;
+    }
     void combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream);
     template <std::int32_t NumRanks>
     void launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,

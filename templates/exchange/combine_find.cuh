@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A team's warp that finds rows: which of them a line or a token wants, and what is waited for first. A chain of accesses
-// for each, which its own warp goes through ahead of the loads.
+// A team's warp that finds rows: which of them a line or a token wants, and what is waited for first. A chain of
+// accesses for each, which its own warp goes through ahead of the loads.
 #pragma once
 
 #include "exchange/combine_common.cuh"

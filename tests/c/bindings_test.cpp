@@ -176,6 +176,8 @@ TEST_F(c_host, outputs_are_lent) {
     EXPECT_ERROR(epjit_exchange_window_output(none.get(), 0, 0, lent), EPJIT_ERROR_CONFIG, "lends none");
     EXPECT_ERROR(epjit_exchange_window_output(none.get(), 0, 0, nullptr), EPJIT_ERROR_CONFIG, "out");
     config.window_rows = 16;
+    config.num_sms = 3;
+    config.expansion_sms = 5;
     const handle<epjit_exchange> ex = make_exchange();
     epjit_dispatch_options into;
     ASSERT_OK(epjit_dispatch_options_init(&into, sizeof into));
@@ -197,6 +199,8 @@ TEST_F(c_host, outputs_are_lent) {
     epjit_exchange_config seen = sized<epjit_exchange_config>();
     ASSERT_OK(epjit_exchange_get_config(ex.get(), &seen));
     EXPECT_EQ(seen.window_rows, 16);
+    EXPECT_EQ(seen.num_sms, 3);
+    EXPECT_EQ(seen.expansion_sms, 5);
     EXPECT_ERROR(epjit_exchange_window_output(ex.get(), 2, 0, lent), EPJIT_ERROR_CONFIG, "driven rank 2");
 }
 

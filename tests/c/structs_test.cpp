@@ -131,6 +131,7 @@ TEST(c_structs, places_of_members_never_change) {
     EXPECT_EQ(offsetof(epjit_exchange_config, memory), 96u);
     EXPECT_EQ(offsetof(epjit_exchange_config, staging_bytes), 120u);
     EXPECT_EQ(offsetof(epjit_exchange_config, window_rows), 128u);
+    EXPECT_EQ(offsetof(epjit_exchange_config, expansion_sms), 132u);
     EXPECT_EQ(offsetof(epjit_tensor, row_stride), 40u);
     EXPECT_EQ(offsetof(epjit_plan_args, routing), 8u);
     EXPECT_EQ(offsetof(epjit_plan_args, slot_tokens), 24u);

@@ -579,6 +579,8 @@ TEST(config_comparison, equal_configs_pass_and_a_difference_is_named_on_every_ra
         {"routing", [](host::resolved_config& c) { c.config.routing = routing_form::sparse; },
          "routing is dense on rank 0 and sparse on rank 2"},
         {"lanes", [](host::resolved_config& c) { c.config.lanes = 2; }, "lanes is 1 on rank 0 and 2 on rank 2"},
+        {"expansion", [](host::resolved_config& c) { c.config.expansion_sms = 5; },
+         "expansion_sms is 0 on rank 0 and 5 on rank 2"},
         {"window", [](host::resolved_config& c) { c.config.window_rows = 5; },
          "window_rows is 0 on rank 0 and 5 on rank 2"},
         {"profile",

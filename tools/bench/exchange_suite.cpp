@@ -16,7 +16,8 @@ namespace epjit::tools {
 namespace {
 
 constexpr int graph_calls = 8;
-constexpr std::int32_t few_sms = 16;  ///< of communication, where expansion may use all
+constexpr std::int32_t few_sms = 16;  ///< of communication, where expansion may use
+constexpr std::int32_t all_sms = 1024;
 constexpr const char* baseline_name = "nccl + permutes";
 
 enum class job : std::size_t { plan_and_dispatch, dispatch, combine };
@@ -128,6 +129,7 @@ void bench_sm_budget(bench_machine& machine, const ranks_options& options, const
         bench_shape flat = shape;
         flat.rows = layout::flat;
         flat.num_sms = num_sms;
+        flat.expansion_sms = num_sms != 0 ? all_sms : 0;
         bench_one(machine, lsa, rates, flat, report);
     }
 }

@@ -20,6 +20,7 @@ exchange_config config_of(const bench_shape& s, const bench_routing& routing, ex
     c.input_type = c.dispatch_type = s.dispatch_type();
     c.scales = s.scales();
     c.num_sms = s.num_sms;
+    c.expansion_sms = s.expansion_sms;
     if (s.window) {  // not of masked rows, whose capacity is a slot's
         c.window_rows = *std::max_element(routing.capacity.begin(), routing.capacity.end());
     }

@@ -19,6 +19,7 @@ struct bench_shape {
     epjit::mode mode = mode::fixed;
     std::int32_t alignment = 1;
     std::int32_t num_sms = 0;
+    std::int32_t expansion_sms = 0;
     plan_source source = plan_source::automatic;
     bool low_latency = false;  ///< all calls are bounded by the low-latency limit
     std::int32_t sets = 1;     ///< routings that calls may change between

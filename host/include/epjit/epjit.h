@@ -334,7 +334,8 @@ typedef struct epjit_exchange_config {
     int64_t staging_bytes;  ///< LSA: bound on a lane's memory for rows on their way, smaller than a call needs: more
                             ///< launches; 0: automatic
     int32_t window_rows;    ///< rows of each output that epjit_exchange_window_output lends; 0: none
-    int32_t reserved;
+    int32_t expansion_sms;  ///< LSA, with num_sms: bound on the blocks of a dispatch or combine that expand rows or
+                            ///< finish sums, where they may be more; 0: within num_sms
 } epjit_exchange_config;
 
 typedef struct epjit_exchange_info {

@@ -58,7 +58,9 @@ struct exchange_config {
     bool backward = false;                     ///< weight_gradients will be called: prepare() loads its kernel too
     std::int32_t lanes = 1;                    ///< independent sets of workspace and flags: 1 or 2
     std::int32_t num_sms = 0;                  ///< bound on all resident blocks of a call; 0: automatic
-    std::int32_t window_rows = 0;              ///< rows of each output that window_output() lends; 0: none
+    std::int32_t expansion_sms = 0;            ///< lsa, with num_sms: bound on the blocks of a dispatch or combine that
+                                     ///< expand rows or finish sums, where they may be more; 0: within num_sms
+    std::int32_t window_rows = 0;  ///< rows of each output that window_output() lends; 0: none
     /// lsa: rows and partial sums of a lane travel through one memory. Where that of max_tokens_per_rank tokens would
     /// be more than this, whole calls bring that many fewer tokens at a time, in as many launches as it takes; of each
     /// rank at least one. 0: automatic, about 448 MiB, and never more than two launches a call.
