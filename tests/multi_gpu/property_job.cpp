@@ -129,6 +129,10 @@ drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& rand
             std::min<std::int64_t>(chance(random, 0.3) ? 500 : 6000, (std::int64_t{64} << 20) / row_bytes));
     }
     if (kind == exchange_kind::lsa) {
+        if (chance(random, 0.15) && !without.has("sms")) {
+            d.config.num_sms = between(random, 2, 24);
+            d.config.expansion_sms = chance(random, 0.5) ? between(random, 1, 64) : 0;
+        }
         d.small_staging = chance(random, 0.5) && !without.has("small_staging");
         if (d.small_staging) {
             constexpr std::array windows{2, 3, 5, 9};
