@@ -15,7 +15,7 @@ constexpr std::string_view text = R"({
       "knobs": {
         "dispatch_launches": 1,
         "combine_launches": 1,
-        "combine_senders_percent": 35
+        "combine_senders_percent": 40
       }
     }
   ]

@@ -82,7 +82,7 @@ knobs cost_model_launches() noexcept {
     knobs k;
     k.dispatch_launches = 1;
     k.combine_launches = 1;
-    k.combine_senders_percent = 35;  // those that finish tokens also read what arrives
+    k.combine_senders_percent = 40;  // those that finish tokens also read what arrives
     return k;
 }
 
