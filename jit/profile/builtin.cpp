@@ -17,6 +17,28 @@ constexpr std::string_view text = R"({
         "combine_launches": 1,
         "combine_senders_percent": 40
       }
+    },
+    {
+      "gpu": "NVIDIA H200",
+      "arch": "sm_90a",
+      "link": "nvlink",
+      "hidden": 4096,
+      "knobs": {
+        "dispatch_launches": 1,
+        "combine_launches": 1,
+        "combine_senders_percent": 28
+      }
+    },
+    {
+      "gpu": "NVIDIA H200",
+      "arch": "sm_90a",
+      "link": "nvlink",
+      "hidden": 2880,
+      "knobs": {
+        "dispatch_launches": 1,
+        "combine_launches": 1,
+        "combine_senders_percent": 28
+      }
     }
   ]
 }
