@@ -175,8 +175,10 @@ void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ran
                 : 0);
         const std::int32_t blocks = resident - (budget ? args.weight_blocks : 0);
         const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * window.of(bound(plan));
+        const std::int32_t percent = knobs(plan).combine_senders_percent;
         const std::int32_t most_senders =
-            sending_blocks(std::clamp(blocks * knobs(plan).combine_senders_percent / 100, 1, blocks - 1));
+            std::max(1, sending_blocks(std::clamp(blocks * percent / 100, 1, blocks - 1) + args.weight_blocks) -
+                            args.weight_blocks);
         args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
         const std::int64_t own = std::clamp<std::int64_t>(tokens, 1, std::max(1, blocks - args.senders));
         launch(comm_, kernel, args.weight_blocks + args.senders + own, &args, stream, launch_mode::overlapping);
