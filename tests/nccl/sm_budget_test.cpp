@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// How many blocks a whole call of lsa may have, and how many of them send.
+#include "tests/nccl/lsa_ranks.hpp"
+
+namespace epjit {
+namespace {
+
+using namespace tests;
+
+/// Blocks of a launch, and those of them that send.
+struct shares {
+    unsigned blocks;
+    int sending;
+};
+
+template <class Args>
+std::vector<shares> shares_of(const seen_launches& seen, const char* kernel) {
+    std::vector<shares> all;
+    const std::vector<unsigned> blocks = seen.blocks_of(kernel);
+    const auto args = seen.of<Args>(kernel);
+    for (std::size_t i = 0; i < args.size(); ++i) {
+        int sending = args[i].senders;
+        if constexpr (requires { args[i].weight_blocks; }) {
+            sending += args[i].weight_blocks;
+        }
+        all.push_back({blocks.at(i), sending});
+    }
+    return all;
+}
+
+/// A dispatch and a combine of every rank under the budget.
+void expect_shares(std::int32_t num_sms, std::int32_t expansion_sms, unsigned most_blocks, int most_sending) {
+    exchange_config config = rank_of_three::config_of(max_tokens);
+    config.num_sms = num_sms;
+    config.expansion_sms = expansion_sms;
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            const dispatch_args d = r.dispatch();
+            r.ex.dispatch(r.p, {&d, 1}, {}, nullptr);
+            const combine_args c = r.combine();
+            r.ex.combine(r.p, {&c, 1}, {}, nullptr);
+        },
+        [&] {
+            for (const auto& all : {shares_of<kernels::dispatch_args<8>>(seen, "dispatch_kernel"),
+                                    shares_of<kernels::combine_args<8>>(seen, "combine_kernel")}) {
+                ASSERT_EQ(all.size(), static_cast<std::size_t>(num_ranks));
+                for (const shares& s : all) {
+                    EXPECT_LE(s.blocks, most_blocks);
+                    EXPECT_LE(s.sending, most_sending);
+                    EXPECT_GE(s.sending, 1);
+                    EXPECT_GT(static_cast<int>(s.blocks), s.sending) << "somebody works on what arrives";
+                }
+            }
+        },
+        nullptr, config);
+}
+
+TEST(sm_budget, bounds_all_blocks_of_a_call) {
+    expect_shares(3, 0, 3, 2);
+}
+
+TEST(sm_budget, of_expansion_leaves_num_sms_to_those_that_send) {
+    expect_shares(2, 4, 4, 2);
+}
+
+TEST(sm_budget, of_expansion_without_one_of_sending_is_refused) {
+    const variable compiler("EPJIT_NVRTC_LIBRARY", EPJIT_FAKE_NVRTC_A);
+    const outcomes errors = run_ranks("2.30.7", num_ranks, [&](int, communicator& comm, runtime&) {
+        exchange_config config = rank_of_three::config_of(max_tokens);
+        config.expansion_sms = 4;
+        exchange ex(comm, config);
+    });
+    EXPECT_THAT(errors, Each(testing::HasSubstr("expansion_sms is 4, num_sms 0")));
+}
+
+}  // namespace
+}  // namespace epjit
