@@ -72,7 +72,9 @@ void combine_token(const combine_job& job, int owner, std::int64_t token, const 
         runs[num_runs++] = {host, static_cast<std::uint16_t>(i), static_cast<std::uint16_t>(i + 1)};
     }
     if (job.order == reduction::per_host) {
-        std::stable_sort(runs, runs + num_runs, [](const auto& x, const auto& y) { return x.host < y.host; });
+        std::sort(runs, runs + num_runs, [](const auto& x, const auto& y) {
+            return x.host < y.host || (x.host == y.host && x.first < y.first);
+        });
     }
     for (int i = 0; i < num_runs;) {
         const bool by_host = job.order == reduction::per_host;

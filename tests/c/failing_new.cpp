@@ -5,7 +5,7 @@
 #include <new>
 
 namespace epjit::tests {
-thread_local int allocations_left = -1;
+constinit thread_local int allocations_left = -1;
 }
 
 void* operator new(std::size_t bytes) {

@@ -4,6 +4,6 @@
 namespace epjit::tests {
 
 /// How often this thread may still call operator new before it throws; -1: as often as there is memory.
-extern thread_local int allocations_left;
+extern constinit thread_local int allocations_left;
 
 }  // namespace epjit::tests

@@ -77,6 +77,8 @@ std::size_t args_size(const std::string& kernel) {
     };
     constexpr size_of_kernel sizes[] = {
         {"plan", sizeof(templates::plan_head) + sizeof(templates::plan_rank)},
+        {"ll_dispatch_kernel", sizeof(templates::ll_dispatch_args)},
+        {"ll_combine_kernel", sizeof(templates::ll_combine_args)},
         {"sync_kernel", sizeof(templates::sync_args)},
         {"window_lines_kernel", sizeof(templates::window_lines_args)},
         {"send_weights_kernel", sizeof(templates::send_weights_args<8>)},
