@@ -120,6 +120,16 @@ int num_devices() {
 /// Copies and fills beyond this are for their time, which a fake has none of.
 constexpr std::size_t most_bytes = std::size_t{64} << 20;
 
+/// Copies and fills take turns: the memory is a GPU's, where one stream may read what another writes.
+std::mutex& memory_turn() {
+    static std::mutex turn;
+    return turn;
+}
+void copy(void* to, const void* from, std::size_t bytes) {
+    const std::lock_guard lock(memory_turn());
+    std::memcpy(to, from, bytes);
+}
+
 /// The kernels of tools/bench/probe.cpp: `flags` says that a round took 2 us.
 bool run_probe(const std::string& name, void** params) {
     if (name == "epjit_bench_flags") {
@@ -336,16 +346,16 @@ cu_result cuMemHostGetDevicePointer_v2(cu_pointer* p, void* host, unsigned) {
     return cu_success;
 }
 cu_result cuMemcpyHtoDAsync_v2(cu_pointer to, const void* from, std::size_t bytes, epjit::stream_t) {
-    std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+    copy(reinterpret_cast<void*>(to), from, bytes);
     return cu_success;
 }
 cu_result cuMemcpyDtoHAsync_v2(void* to, cu_pointer from, std::size_t bytes, epjit::stream_t) {
-    std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
+    copy(to, reinterpret_cast<const void*>(from), bytes);
     return cu_success;
 }
 cu_result cuMemcpyDtoDAsync_v2(cu_pointer to, cu_pointer from, std::size_t bytes, epjit::stream_t) {
     if (bytes < most_bytes) {
-        std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+        copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
     }
     return cu_success;
 }
@@ -365,24 +375,26 @@ cu_result cuCtxEnablePeerAccess(cu_context, unsigned) {
 cu_result cuMemcpyPeerAsync(cu_pointer to, cu_context, cu_pointer from, cu_context, std::size_t bytes,
                             epjit::stream_t) {
     if (bytes < most_bytes) {
-        std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+        copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
     }
     return cu_success;
 }
 cu_result cuMemcpy2DAsync_v2(const cu_copy_2d* c, epjit::stream_t) {
     for (std::size_t row = 0; row < c->height; ++row) {
-        std::memcpy(reinterpret_cast<char*>(c->to) + row * c->to_pitch,
-                    reinterpret_cast<const char*>(c->from) + row * c->from_pitch, c->width_bytes);
+        copy(reinterpret_cast<char*>(c->to) + row * c->to_pitch,
+             reinterpret_cast<const char*>(c->from) + row * c->from_pitch, c->width_bytes);
     }
     return cu_success;
 }
 cu_result cuMemsetD8Async(cu_pointer to, unsigned char value, std::size_t bytes, epjit::stream_t) {
     if (bytes < most_bytes) {
+        const std::lock_guard lock(memory_turn());
         std::memset(reinterpret_cast<void*>(to), value, bytes);
     }
     return cu_success;
 }
 cu_result cuMemsetD32Async(cu_pointer to, unsigned value, std::size_t count, epjit::stream_t) {
+    const std::lock_guard lock(memory_turn());
     std::fill_n(reinterpret_cast<unsigned*>(to), count, value);
     return cu_success;
 }
