@@ -14,8 +14,9 @@ GPU = ["--ranks", "4", "--arch", "sm_90a", "--exchange", "loopback"]
 class Explain(CommandTest):
     def test_choice_and_reasons(self):
         result = self.epjit("explain", "--json", "--arch", "sm_90a", "--ranks", "8").json
-        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "workspace_bytes",
-                                        "workspace_halves_bytes", "window_dispatch", "predictions", "floor_us"])
+        self.assertEqual(list(result), ["exchange", "reason", "plan_source", "why_not", "keys", "knobs", "window_rows",
+                                        "workspace_bytes", "workspace_halves_bytes", "window_dispatch", "predictions",
+                                        "floor_us"])
         reasons = {w["exchange"]: w["reason"] for w in result["why_not"]}
         everything = {"host", "loopback", "lsa", "sendrecv", "dense", "hybrid"}
         self.assertEqual(set(reasons), everything - {result["exchange"]})
@@ -155,6 +156,19 @@ class Explain(CommandTest):
         self.assertLess(calls, 80 << 20)
         self.assertGreater(halves, 2 * 8192 * 7168 * 2)
         self.assertEqual(workspace("--ranks", "8", "--exchange", "sendrecv"), (None, None))
+
+    def test_lent_outputs_count_as_workspace(self):
+        def explain(*options):
+            return self.epjit("explain", "--json", "--arch", "sm_90a", "--model", "deepseek-v3", "--dtype", "bf16",
+                              "--ranks", "8", "--tokens", "1000", *options).json
+
+        for layout, rows in ("flat", 8000), ("expert_major", 64000), ("masked", 256000):
+            without, lent = explain("--layout", layout), explain("--layout", layout, "--window")
+            self.assertEqual((without["window_rows"], lent["window_rows"]), (0, rows), layout)
+            for size in "workspace_bytes", "workspace_halves_bytes":
+                self.assertEqual(lent[size] - without[size], rows * 7168 * 2, layout)
+        text = self.epjit("explain", "--arch", "sm_90a", "--ranks", "8", "--window", "--layout", "flat").out
+        self.assertIn("with max_tokens_per_rank 256 and window_rows 2048: ", text)
 
     def test_the_way_into_lent_outputs_is_explained(self):
         def explain(*options):

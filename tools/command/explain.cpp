@@ -4,6 +4,7 @@
 #include "host/dispatcher/tuning.hpp"
 #include "host/dispatcher/window_way.hpp"
 #include "host/exchange/backend.hpp"
+#include "host/exchange/validate.hpp"
 #include "tools/command/machine.hpp"
 #include "tools/command/profile_file.hpp"
 #include "tools/command/shape.hpp"
@@ -17,6 +18,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <iterator>
+#include <limits>
 
 namespace epjit::tools {
 namespace {
@@ -220,18 +222,39 @@ void settle_knobs(const context& ctx, subject& s, exchange_kind exchange) {
     s.knobs = jit::choose_knobs(s.key, profiles);
 }
 
-/// Of one rank, max_tokens_per_rank being the tokens; empty but for lsa. `halves`: as exchange_config::halves asks for.
-std::optional<std::uint64_t> workspace_bytes(const subject& s, exchange_kind exchange, bool halves) {
+/// The memory of one rank, max_tokens_per_rank being the tokens.
+struct workspace {
+    std::int32_t window_rows = 0;  ///< with --window those of the rank that may get most; 0: none
+    std::uint64_t bytes = 0;
+    std::uint64_t halves_bytes = 0;  ///< as exchange_config::halves asks for
+};
+
+/// Empty but for lsa.
+std::optional<workspace> workspace_of(const subject& s, exchange_kind exchange) {
     if (exchange != exchange_kind::lsa) {
         return std::nullopt;
     }
     host::resolved_config resolved;
     resolved.config = s.config;
-    resolved.config.halves = halves;
     resolved.config.staging_bytes = s.run.staging_bytes;
     resolved.num_ranks = s.run.ranks;
-    resolved.placement.num_slots = s.config.num_experts;
-    return static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
+    resolved.placement = host::resolve(s.config.placement, s.config.num_experts, s.run.ranks);
+    workspace w;
+    if (s.run.window) {
+        plan_options plan;
+        plan.layout = s.run.layout;
+        std::int64_t most = 0;
+        for (int rank = 0; rank < resolved.num_ranks; ++rank) {
+            most = std::max(most, host::worst_case_rows(resolved, rank, plan));
+        }
+        w.window_rows =
+            static_cast<std::int32_t>(std::min<std::int64_t>(most, std::numeric_limits<std::int32_t>::max()));
+    }
+    resolved.config.window_rows = w.window_rows;
+    w.bytes = static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
+    resolved.config.halves = true;
+    w.halves_bytes = static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
+    return w;
 }
 
 /// Of a dispatch into lent outputs; empty but for lsa.
@@ -277,8 +300,7 @@ int explain_command(context& ctx) {
     subject s = read_subject(ctx);
     const host::exchange_choice choice = host::choose_exchange(s.question);
     settle_knobs(ctx, s, choice.exchange);
-    const std::optional<std::uint64_t> workspace = workspace_bytes(s, choice.exchange, false);
-    const std::optional<std::uint64_t> of_halves = workspace_bytes(s, choice.exchange, true);
+    const std::optional<workspace> memory = workspace_of(s, choice.exchange);
     const std::optional<host::window_way> windows = window_way(s, choice.exchange);
     const auto predictions = host::predict_all(s.question.largest, s.question.rates);
 
@@ -302,18 +324,19 @@ int explain_command(context& ctx) {
         for (const auto& job : jobs) {
             keys.push_back(job.key.hex());
         }
-        print_json(
-            {{"exchange", name(choice.exchange)},
-             {"reason", choice.reason},
-             {"plan_source", source_text(s, choice.exchange)},
-             {"why_not", std::move(others)},
-             {"keys", std::move(keys)},
-             {"knobs", knobs_json(s)},
-             {"workspace_bytes", workspace ? nlohmann::ordered_json(*workspace) : nlohmann::ordered_json()},
-             {"workspace_halves_bytes", of_halves ? nlohmann::ordered_json(*of_halves) : nlohmann::ordered_json()},
-             {"window_dispatch", window_json(windows)},
-             {"predictions", predictions_json(predictions)},
-             {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
+        print_json({{"exchange", name(choice.exchange)},
+                    {"reason", choice.reason},
+                    {"plan_source", source_text(s, choice.exchange)},
+                    {"why_not", std::move(others)},
+                    {"keys", std::move(keys)},
+                    {"knobs", knobs_json(s)},
+                    {"window_rows", memory ? nlohmann::ordered_json(memory->window_rows) : nlohmann::ordered_json()},
+                    {"workspace_bytes", memory ? nlohmann::ordered_json(memory->bytes) : nlohmann::ordered_json()},
+                    {"workspace_halves_bytes",
+                     memory ? nlohmann::ordered_json(memory->halves_bytes) : nlohmann::ordered_json()},
+                    {"window_dispatch", window_json(windows)},
+                    {"predictions", predictions_json(predictions)},
+                    {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
         return exit_done;
     }
     const jit::model_shape& m = s.run.model;
@@ -326,9 +349,11 @@ int explain_command(context& ctx) {
     }
     text += fmt::format("plan source: {}\n\n", source_text(s, choice.exchange));
     text += others.text();
-    if (workspace) {
-        text += fmt::format("\nworkspace of one rank with max_tokens_per_rank {}: {}, for halves {}\n", s.key.tokens,
-                            bytes_text(*workspace), bytes_text(*of_halves));
+    if (memory) {
+        const std::string lent =
+            memory->window_rows != 0 ? fmt::format(" and window_rows {}", memory->window_rows) : "";
+        text += fmt::format("\nworkspace of one rank with max_tokens_per_rank {}{}: {}, for halves {}\n", s.key.tokens,
+                            lent, bytes_text(memory->bytes), bytes_text(memory->halves_bytes));
     }
     if (windows) {
         text += fmt::format("\ninto lent outputs rows go {}\n", windows->text());
