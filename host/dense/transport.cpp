@@ -30,7 +30,7 @@ class dense_transport final : public sendrecv_transport {
     }
     [[nodiscard]] bool whole_tensors() const noexcept override { return true; }
     void put_tensor(std::int32_t lane, const tensor_view& rows, bool scales, stream_t stream) override {
-        const std::int64_t groups = (rows.columns + templates::scale_group - 1) / templates::scale_group;
+        const std::int64_t groups = scale_groups(rows.columns);
         put(lane, travel_area::rows, rows.data, stride_bytes(rows), rows.columns * size_of(rows.type), rows.rows,
             stream);
         if (scales) {

@@ -29,10 +29,6 @@ bool aligned(const void* pointer, std::int64_t bytes) noexcept {
     return reinterpret_cast<std::uintptr_t>(pointer) % static_cast<std::uintptr_t>(bytes) == 0;
 }
 
-std::int64_t scale_groups(std::int64_t columns) noexcept {
-    return (columns + templates::scale_group - 1) / templates::scale_group;
-}
-
 /// What a tensor argument must be.
 struct tensor_rule {
     const char* what;

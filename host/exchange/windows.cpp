@@ -10,7 +10,7 @@ namespace epjit::host {
 
 window_layout::window_layout(const exchange_config& c) noexcept : rows(c.window_rows) {
     const auto align = [](std::int64_t n) { return (n + 255) / 256 * 256; };
-    const std::int64_t groups = (c.hidden + templates::scale_group - 1) / templates::scale_group;
+    const std::int64_t groups = scale_groups(c.hidden);
     row_bytes = c.hidden * size_of(c.dispatch_type);
     scale_row_bytes = groups * size_of(c.scales);
     scales_at = align(rows * row_bytes);
@@ -69,7 +69,7 @@ void lent_windows::check(std::span<const dispatch_args> ranks, const dispatch_op
     for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
         const tensor_view lent = view(r, options.lane);
         const tensor_view& given = ranks[static_cast<std::size_t>(r)].output;
-        const std::int64_t groups = (lent.columns + templates::scale_group - 1) / templates::scale_group;
+        const std::int64_t groups = scale_groups(lent.columns);
         const bool contiguous = given.row_stride == 0 || given.row_stride == lent.columns;
         const bool scales =
             lent.scales == nullptr ||

@@ -129,7 +129,7 @@ void hybrid_backend::stage_rows(const rank_plan& plan, const tensor_view& input,
     copy_rows(comm_.context, net_.outgoing(travel_area::rows, lane, me), line_bytes(travel_area::rows), input.data,
               stride_bytes(input), input.columns * size_of(input.type), plan.num_tokens, stream);
     if (scales_cross(options)) {
-        const std::int64_t groups = (input.columns + templates::scale_group - 1) / templates::scale_group;
+        const std::int64_t groups = scale_groups(input.columns);
         copy_rows(comm_.context, net_.outgoing(travel_area::scales, lane, me), line_bytes(travel_area::scales),
                   input.scales, scale_stride_bytes(input), groups * size_of(input.scale), plan.num_tokens, stream);
     }

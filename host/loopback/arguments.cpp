@@ -29,7 +29,7 @@ std::int64_t stride_bytes(const tensor_view& t) noexcept {
 }
 
 std::int32_t scale_stride_bytes(const tensor_view& t) noexcept {
-    const std::int64_t groups = (t.columns + templates::scale_group - 1) / templates::scale_group;
+    const std::int64_t groups = scale_groups(t.columns);
     return static_cast<std::int32_t>((t.scale_row_stride != 0 ? t.scale_row_stride : groups) * size_of(t.scale));
 }
 

@@ -36,10 +36,7 @@ void rank_backend::launch_ll_dispatch(const rank_plan& plan, const dispatch_args
     const bool fills = args.fill_last_rank > args.fill_first_rank;
     const std::int32_t fill = fills ? blocks_for(rows / rows_a_block, kernel.max_blocks / 3) : 0;
     const std::int32_t left = kernel.max_blocks - fill;
-    const exchange_config& c = config_.config;
-    const std::int64_t parts = templates::row_record(c.hidden, static_cast<templates::element>(c.dispatch_type),
-                                                     static_cast<templates::group_scale>(c.scales), c.topk)
-                                   .parts(templates::row_unit_threads(kernel.threads));
+    const std::int64_t parts = row_packet(config_.config).parts(templates::row_unit_threads(kernel.threads));
     args.senders = blocks_for(plan.num_tokens * parts, left / 2);
     args.receivers = blocks_for((config_.num_ranks - 1) * parts * bound(plan), left - args.senders);
     launch(comm_, kernel, args.senders + args.receivers + fill, &args, stream, launch_mode::overlapping);
@@ -51,11 +48,9 @@ void rank_backend::launch_ll_combine(const rank_plan& plan, const combine_args& 
     templates::ll_combine_args args{};
     fill_ll_combine_args(args, setting(plan), plan, ranks, options.reduction);
     args.link = way_->link(options.lane);
-    const exchange_config& c = config_.config;
-    const std::int64_t parts =
-        templates::sum_record(c.hidden, static_cast<templates::element>(c.combine_type)).parts(kernel.threads);
+    const std::int64_t parts = sum_packet(config_.config).parts(kernel.threads);
     const std::int64_t lines = (config_.num_ranks - 1) * parts * bound(plan);
-    const std::int64_t entries = std::int64_t{plan.num_tokens} * c.topk;
+    const std::int64_t entries = std::int64_t{plan.num_tokens} * config_.config.topk;
     args.weight_blocks = args.weighted != 0 ? blocks_for((entries + kernel.threads - 1) / kernel.threads,
                                                          std::min(8, kernel.max_blocks / 4))
                                             : 0;

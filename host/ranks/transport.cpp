@@ -41,6 +41,15 @@ std::int64_t travel_shape::region(travel_area area) const noexcept {
     return (lines * line_bytes[static_cast<std::size_t>(area)] + 255) / 256 * 256;
 }
 
+templates::packet_record row_packet(const exchange_config& c) noexcept {
+    return templates::row_record(c.hidden, static_cast<templates::element>(c.dispatch_type),
+                                 static_cast<templates::group_scale>(c.scales), c.topk);
+}
+
+templates::packet_record sum_packet(const exchange_config& c) noexcept {
+    return templates::sum_record(c.hidden, static_cast<templates::element>(c.combine_type));
+}
+
 travel_shape shape_travel(const resolved_config& config) {
     const exchange_config& c = config.config;
     travel_shape shape;
@@ -49,9 +58,8 @@ travel_shape shape_travel(const resolved_config& config) {
     };
     // Rows start at multiples of 16 bytes, so that they move in the widest accesses.
     const auto aligned = [](std::int64_t n) { return (n + 15) / 16 * 16; };
-    const std::int64_t groups = (c.hidden + templates::scale_group - 1) / templates::scale_group;
     bytes(travel_area::rows) = aligned(c.hidden * std::max(size_of(c.input_type), size_of(c.dispatch_type)));
-    bytes(travel_area::scales) = aligned(groups * size_of(c.scales));
+    bytes(travel_area::scales) = aligned(scale_groups(c.hidden) * size_of(c.scales));
     bytes(travel_area::weights) = c.topk * 4;
     bytes(travel_area::combine_weights) = c.topk * 4;
     bytes(travel_area::partials) = aligned(c.hidden * size_of(c.combine_type));
@@ -63,11 +71,8 @@ travel_shape shape_travel(const resolved_config& config) {
         const auto packets = [&shape](travel_area area) -> std::int64_t& {
             return shape.packet_bytes[static_cast<std::size_t>(area)];
         };
-        const auto type = [](dtype t) { return static_cast<templates::element>(t); };
-        packets(travel_area::rows) = templates::row_record(c.hidden, type(c.dispatch_type),
-                                                           static_cast<templates::group_scale>(c.scales), c.topk)
-                                         .bytes();
-        packets(travel_area::partials) = templates::sum_record(c.hidden, type(c.combine_type)).bytes();
+        packets(travel_area::rows) = row_packet(c).bytes();
+        packets(travel_area::partials) = sum_packet(c).bytes();
         shape.packet_lines = c.ll_max_tokens_per_rank;
         shape.window_bytes = c.window_rows != 0 ? window_layout(c).bytes : 0;
     }
