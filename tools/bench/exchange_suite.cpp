@@ -16,8 +16,8 @@ namespace epjit::tools {
 namespace {
 
 constexpr int graph_calls = 8;
-constexpr std::int32_t few_sms = 16;  ///< of communication, where expansion may use
-constexpr std::int32_t all_sms = 1024;
+constexpr std::int32_t few_sms = 16;    ///< of communication
+constexpr std::int32_t all_sms = 1024;  ///< of expansion beside it: more than a GPU has
 constexpr const char* baseline_name = "nccl + permutes";
 
 enum class job : std::size_t { plan_and_dispatch, dispatch, combine };
@@ -115,16 +115,23 @@ void bench_one(bench_machine& machine, const ranks_options& options, const machi
     }
 }
 
+bool measures_lsa(const ranks_options& options) {
+    return std::find(options.kinds.begin(), options.kinds.end(), exchange_kind::lsa) != options.kinds.end();
+}
+
+ranks_options lsa_alone(ranks_options options) {
+    options.kinds = {exchange_kind::lsa};
+    options.baseline = false;
+    return options;
+}
+
 /// The crossing by itself: on flat a row that arrives is in its place. With all SMs and with a few.
 void bench_sm_budget(bench_machine& machine, const ranks_options& options, const machine_rates& rates,
                      const bench_shape& shape, bench_report& report) {
-    if (options.num_sms != 0 ||
-        std::find(options.kinds.begin(), options.kinds.end(), exchange_kind::lsa) == options.kinds.end()) {
+    if (options.num_sms != 0 || !measures_lsa(options)) {
         return;
     }
-    ranks_options lsa = options;
-    lsa.kinds = {exchange_kind::lsa};
-    lsa.baseline = false;
+    const ranks_options lsa = lsa_alone(options);
     for (const std::int32_t num_sms : {0, few_sms}) {
         bench_shape flat = shape;
         flat.rows = layout::flat;
@@ -137,12 +144,10 @@ void bench_sm_budget(bench_machine& machine, const ranks_options& options, const
 /// Into outputs that the exchange lends: on flat rows go straight to their places.
 void bench_windows(bench_machine& machine, const ranks_options& options, const machine_rates& rates,
                    const bench_shape& shape, bench_report& report) {
-    ranks_options lsa = options;
-    lsa.kinds = {exchange_kind::lsa};
-    lsa.baseline = false;
-    if (std::find(options.kinds.begin(), options.kinds.end(), exchange_kind::lsa) == options.kinds.end()) {
+    if (!measures_lsa(options)) {
         return;
     }
+    const ranks_options lsa = lsa_alone(options);
     bench_shape lent = shape;
     lent.window = true;
     bench_one(machine, lsa, rates, lent, report);
@@ -154,7 +159,7 @@ void bench_windows(bench_machine& machine, const ranks_options& options, const m
 
 /// In a runtime of its own: the driver's functions are slower while they are watched.
 void bench_host_side(const context& ctx, const ranks_options& options, const bench_shape& shape, bench_report& report) {
-    if (std::find(options.kinds.begin(), options.kinds.end(), exchange_kind::lsa) == options.kinds.end()) {
+    if (!measures_lsa(options)) {
         return;
     }
     runtime rt(ctx.runtime_options());

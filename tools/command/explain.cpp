@@ -82,19 +82,26 @@ double link_option(const invocation& call, double fallback) {
     return value;
 }
 
-host::workload workload_of(const run_options& run, std::int32_t hosts) {
+exchange_config config_of(const run_options& run) {
     const jit::run_request request = request_of(run, default_arch);
-    host::workload work;
+    exchange_config c;
+    c.hidden = request.hidden;
+    c.num_experts = request.num_experts;
+    c.topk = request.topk;
+    c.input_type = request.input;
+    c.dispatch_type = request.wire;
+    c.scales = request.scales;
+    c.combine_type = request.combine;
+    c.max_tokens_per_rank = run.tokens.value_or(default_tokens);
+    return c;
+}
+
+host::workload workload_of(const run_options& run, std::int32_t hosts) {
+    host::workload work = host::workload_of(config_of(run));
     work.ranks = run.ranks;
     work.hosts = hosts;
-    work.topk = request.topk;
-    work.tokens = run.tokens.value_or(default_tokens);
     work.rows = run.layout;
     work.mode = run.mode;
-    const double hidden = request.hidden;
-    work.dispatch_row_bytes = hidden * static_cast<double>(size_of(request.wire)) +
-                              std::ceil(hidden / 128) * static_cast<double>(size_of(request.scales));
-    work.combine_row_bytes = hidden * static_cast<double>(size_of(request.combine));
     return work;
 }
 
@@ -198,16 +205,8 @@ void settle_knobs(const context& ctx, subject& s, exchange_kind exchange) {
     if (exchange == exchange_kind::host) {
         return;  // no kernels
     }
-    const jit::run_request request = request_of(s.run, s.arch);
+    s.config = config_of(s.run);
     s.config.kind = exchange;
-    s.config.hidden = request.hidden;
-    s.config.num_experts = request.num_experts;
-    s.config.topk = request.topk;
-    s.config.input_type = request.input;
-    s.config.dispatch_type = request.wire;
-    s.config.scales = request.scales;
-    s.config.combine_type = request.combine;
-    s.config.max_tokens_per_rank = static_cast<std::int32_t>(s.question.largest.tokens);
     const bool one_gpu = exchange == exchange_kind::loopback;
     jit::tuning_key key = host::key_of(s.config);
     key.gpu = s.key.gpu;
