@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/nccl/support.hpp"
 
+#include <gtest/gtest.h>
+
 #include <array>
+#include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
+#include <fstream>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
+#include <unistd.h>
 
 namespace epjit::tests {
 namespace {
@@ -32,6 +37,14 @@ void stub_set(const std::string& version, const char* name, int value) {
 
 int stub_get(const std::string& version, const char* name) {
     return control<int(const char*)>(version, "stub_nccl_get")(name);
+}
+
+profile_file::profile_file(const std::string& text, const std::string& name)
+    : path_(::testing::TempDir() + "/epjit_" + std::to_string(::getpid()) + "_" + name) {
+    std::ofstream(path_) << text;
+}
+profile_file::~profile_file() {
+    std::remove(path_.c_str());
 }
 
 variable::variable(const char* name, const char* value) : name_(name) {

@@ -49,6 +49,19 @@ class variable {
     bool had_ = false;
 };
 
+/// A tuning profile in a file of its own.
+class profile_file {
+   public:
+    explicit profile_file(const std::string& text, const std::string& name = "profile.json");
+    ~profile_file();
+    profile_file(const profile_file&) = delete;
+    profile_file& operator=(const profile_file&) = delete;
+    [[nodiscard]] const char* path() const { return path_.c_str(); }
+
+   private:
+    std::string path_;
+};
+
 /// What a runtime over a stub logged.
 struct log_lines {
     std::vector<std::string> lines;

@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
-#include <fstream>
 #include <map>
 #include <set>
 #include <tuple>
@@ -21,20 +19,8 @@ using testing::HasSubstr;
 constexpr std::array<std::int32_t, 3> windows{0, 4, 8};  ///< the first token of each
 
 /// Tuning that makes every call one of several launches.
-class profile_of_steps {
-   public:
-    profile_of_steps() : path_(testing::TempDir() + "/epjit_steps_" + std::to_string(::getpid()) + ".json") {
-        std::ofstream(path_) << R"({"epjit_profile": 1, "entries": [{"knobs": {"dispatch_launches": 2, )"
-                                R"("combine_launches": 2}}]})";
-    }
-    ~profile_of_steps() { std::remove(path_.c_str()); }
-    profile_of_steps(const profile_of_steps&) = delete;
-    profile_of_steps& operator=(const profile_of_steps&) = delete;
-    [[nodiscard]] const char* path() const { return path_.c_str(); }
-
-   private:
-    std::string path_;
-};
+constexpr const char* steps_text =
+    R"({"epjit_profile": 1, "entries": [{"knobs": {"dispatch_launches": 2, "combine_launches": 2}}]})";
 
 /// The windows that ranks reach, from the steps of their calls.
 class window_places {
@@ -58,6 +44,25 @@ class window_places {
    private:
     std::map<std::int32_t, kernels::rank_link> links_;
 };
+
+/// The launches of a whole call, by rank and window, each of the right tokens; where the ranks' windows lie is added
+/// to `where`.
+template <class Args>
+std::map<std::pair<int, int>, Args> by_window(const std::vector<Args>& launches, window_places& where) {
+    std::map<std::pair<int, int>, Args> found;
+    std::array<int, num_ranks> count{};
+    for (const Args& l : launches) {
+        where.add(l.link);
+        const auto me = static_cast<std::size_t>(l.link.me);
+        const int window = count[me]++;
+        const std::int32_t first = windows.at(static_cast<std::size_t>(window));
+        EXPECT_EQ(l.list.first_token, first);
+        EXPECT_EQ(l.list.window, 4);
+        EXPECT_EQ(l.num_tokens, first + std::clamp(tokens_of[me] - first, 0, 4));
+        found[{l.link.me, window}] = l;
+    }
+    return found;
+}
 
 /// Places of one window of a rank's memory that are written or read: (from, token) to the place.
 using places = std::map<std::pair<std::int32_t, std::int32_t>, std::int64_t>;
@@ -88,19 +93,10 @@ TEST(token_windows, one_launch_of_a_dispatch_for_each_and_rows_are_read_where_th
             const auto launches = seen.of<kernels::dispatch_args<8>>("dispatch_kernel");
             ASSERT_EQ(launches.size(), num_ranks * windows.size());
             window_places where(launches[0].link);
-            std::map<std::pair<int, int>, kernels::dispatch_args<8>> by_rank;  // rank, window
-            std::array<int, num_ranks> count{};
-            for (const auto& l : launches) {
-                where.add(l.link);
-                const int window = count[static_cast<std::size_t>(l.link.me)]++;
-                by_rank[{l.link.me, window}] = l;
-                const std::int32_t first = windows[static_cast<std::size_t>(window)];
-                EXPECT_EQ(l.list.first_token, first);
-                EXPECT_EQ(l.list.window, 4);
-                EXPECT_EQ(first % l.chunk, 0);
-                EXPECT_EQ(l.num_tokens,
-                          first + std::clamp(tokens_of[static_cast<std::size_t>(l.link.me)] - first, 0, 4));
-                EXPECT_EQ(l.fill_last_slot != 0, window == 0) << "rows without a token are filled once";
+            auto by_rank = by_window(launches, where);
+            for (const auto& [key, l] : by_rank) {
+                EXPECT_EQ(l.list.first_token % l.chunk, 0);
+                EXPECT_EQ(l.fill_last_slot != 0, key.second == 0) << "rows without a token are filled once";
             }
             std::int64_t staging = -1;
             for (int w = 0; w < 3; ++w) {
@@ -142,18 +138,7 @@ TEST(token_windows, sums_of_a_combine_are_found_at_their_tokens) {
             const auto launches = seen.of<kernels::combine_args<8>>("combine_kernel");
             ASSERT_EQ(launches.size(), num_ranks * windows.size());
             window_places where(launches[0].link);
-            std::map<std::pair<int, int>, kernels::combine_args<8>> by_rank;
-            std::array<int, num_ranks> count{};
-            for (const auto& l : launches) {
-                where.add(l.link);
-                const int window = count[static_cast<std::size_t>(l.link.me)]++;
-                by_rank[{l.link.me, window}] = l;
-                const std::int32_t first = windows[static_cast<std::size_t>(window)];
-                EXPECT_EQ(l.list.first_token, first);
-                EXPECT_EQ(l.list.window, 4);
-                EXPECT_EQ(l.num_tokens,
-                          first + std::clamp(tokens_of[static_cast<std::size_t>(l.link.me)] - first, 0, 4));
-            }
+            auto by_rank = by_window(launches, where);
             for (int w = 0; w < 3; ++w) {
                 for (int owner = 0; owner < num_ranks; ++owner) {
                     for (int holder = 0; holder < num_ranks; ++holder) {
@@ -173,7 +158,7 @@ TEST(token_windows, sums_of_a_combine_are_found_at_their_tokens) {
 }
 
 TEST(token_windows, calls_of_several_launches_send_and_read_by_token_too) {
-    const profile_of_steps profile;
+    const profile_file profile(steps_text);
     const seen_launches seen;
     with_ranks(
         [](rank_of_three& r) {
@@ -221,7 +206,7 @@ TEST(token_windows, calls_of_several_launches_send_and_read_by_token_too) {
 }
 
 TEST(token_windows, sums_and_gradients_of_several_launches_come_back_once_for_every_token) {
-    const profile_of_steps profile;
+    const profile_file profile(steps_text);
     const seen_launches seen;
     with_ranks(
         [](rank_of_three& r) {

@@ -7,9 +7,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdio>
-#include <fstream>
-
 namespace epjit::tests {
 namespace {
 
@@ -25,22 +22,6 @@ exchange_config small_layer() {
     c.max_tokens_per_rank = 16;
     return c;
 }
-
-/// A profile in a file of its own.
-class profile_file {
-   public:
-    explicit profile_file(const std::string& text, const std::string& name = "profile.json")
-        : path_(::testing::TempDir() + "/epjit_" + std::to_string(::getpid()) + "_" + name) {
-        std::ofstream(path_) << text;
-    }
-    ~profile_file() { std::remove(path_.c_str()); }
-    profile_file(const profile_file&) = delete;
-    profile_file& operator=(const profile_file&) = delete;
-    [[nodiscard]] const char* path() const { return path_.c_str(); }
-
-   private:
-    std::string path_;
-};
 
 /// Every rank in a runtime of its own, rank r with `profiles[r]`; the senders that each settled on.
 outcomes settle(const std::vector<const char*>& profiles, std::vector<std::int32_t>& senders) {
