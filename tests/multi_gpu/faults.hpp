@@ -12,6 +12,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <string>
 #include <utility>
 
@@ -70,6 +71,26 @@ class faults : public ::testing::TestWithParam<exchange_kind> {
             EXPECT_THAT(a.text, ::testing::HasSubstr(fmt::format("rank {}", peer)));
             EXPECT_THAT(a.text, ::testing::HasSubstr(phase));
         }
+    }
+    /// A rank that was stopped too long wakes and answers what it was told: it fails within `patience_ms`.
+    static answer wake_late(scripted_ranks& ranks, int rank, std::int64_t patience_ms) {
+        ranks.child(rank).signal(SIGCONT);
+        answer late = ranks.failure_after(ranks.hear(rank, patience_ms), rank,
+                                          {"experts 0", "sync 0", "combine 0", "sync 0", "plan 0"}, patience_ms);
+        EXPECT_FALSE(late.ok) << "the late rank noticed nothing";
+        return late;
+    }
+    /// Fresh memory of rank 0 takes whatever its exchange gives back: nothing of rank 1's, which is stopped, lands in
+    /// it when that wakes. Its failure.
+    static answer expect_nothing_late(scripted_ranks& ranks, std::int64_t patience_ms) {
+        EXPECT_TRUE(ranks.ask(0, "drop_exchange 0").ok);
+        for (int i = 0; i < 8; ++i) {
+            EXPECT_TRUE(ranks.ask(0, "pattern bytes=8388608").ok);
+        }
+        answer late = wake_late(ranks, 1, patience_ms);
+        const answer intact = ranks.ask(0, "verify_pattern");
+        EXPECT_TRUE(intact.ok) << intact.text;
+        return late;
     }
     /// The process that met a failure is of use afterwards.
     static void expect_usable(scripted_ranks& ranks, int rank) {

@@ -32,9 +32,7 @@ TEST_P(faults_calls, different_calls_are_an_error_on_both_ranks) {
     }
     for (int rank = 0; rank < 2; ++rank) {
         answer& a = answers[static_cast<std::size_t>(rank)];
-        if (a.ok) {
-            a = ranks.first_failure(rank, {"sync 0", "plan 0", "sync 0", "plan 0"}, patience_ms);
-        }
+        a = ranks.failure_after(a, rank, {"sync 0", "plan 0", "sync 0", "plan 0"}, patience_ms);
         EXPECT_FALSE(a.ok) << "rank " << rank << " noticed nothing";
         EXPECT_THAT(a.kind, AnyOf("config", "timeout", "nccl")) << a.text;
     }
@@ -77,9 +75,7 @@ TEST_P(faults_calls, different_token_bounds_are_an_error_on_both_ranks) {
     std::array<answer, 2> answers{ranks.hear(0, patience_ms), ranks.hear(1, patience_ms)};
     for (int rank = 0; rank < 2; ++rank) {
         answer& a = answers[static_cast<std::size_t>(rank)];
-        if (a.ok) {
-            a = ranks.first_failure(rank, {"sync 1", "plan 1", "sync 1", "plan 1"}, patience_ms);
-        }
+        a = ranks.failure_after(a, rank, {"sync 1", "plan 1", "sync 1", "plan 1"}, patience_ms);
         EXPECT_FALSE(a.ok) << "rank " << rank << " noticed nothing";
         EXPECT_THAT(a.kind, AnyOf("config", "timeout", "nccl")) << a.text;
     }
@@ -94,9 +90,7 @@ TEST_P(faults_calls, more_tokens_than_allowed_on_one_rank_are_an_error_on_every_
         std::vector<answer> answers = ranks.ask_all("plan 1", patience_ms);
         for (int rank = 0; rank < 2; ++rank) {
             answer& a = answers[static_cast<std::size_t>(rank)];
-            if (a.ok) {
-                a = ranks.first_failure(rank, {"sync 1", "plan 1", "sync 1", "plan 1"}, patience_ms);
-            }
+            a = ranks.failure_after(a, rank, {"sync 1", "plan 1", "sync 1", "plan 1"}, patience_ms);
             EXPECT_EQ(a.kind, "config") << mode << ", rank " << rank << ": " << a.text;
             EXPECT_THAT(a.text, AllOf(HasSubstr("163 tokens"), HasSubstr("64"))) << "rank " << rank;
         }

@@ -41,18 +41,7 @@ TEST_P(faults_windows, one_that_is_stopped_too_long_writes_nothing_late) {
     const answer a =
         ranks.first_failure(0, {"dispatch 0", "experts 0", "sync 0", "combine 0", "sync 0", "plan 0"}, patience_ms);
     expect_timed_out(a, 0, 1, "dispatch");
-    EXPECT_TRUE(ranks.ask(0, "drop_exchange 0").ok);
-    for (int i = 0; i < 8; ++i) {
-        EXPECT_TRUE(ranks.ask(0, "pattern bytes=8388608").ok);
-    }
-    ranks.child(1).signal(SIGCONT);
-    answer late = ranks.hear(1, patience_ms);
-    if (late.ok) {
-        late = ranks.first_failure(1, {"experts 0", "sync 0", "combine 0", "sync 0", "plan 0"}, patience_ms);
-    }
-    EXPECT_FALSE(late.ok) << "the late rank noticed nothing";
-    const answer intact = ranks.ask(0, "verify_pattern");
-    EXPECT_TRUE(intact.ok) << intact.text;
+    expect_nothing_late(ranks, patience_ms);
     expect_usable(ranks, 0);
     expect_usable(ranks, 1);
 }
@@ -88,10 +77,8 @@ TEST_P(faults_windows, one_rank_that_dispatches_into_other_memory_is_a_named_err
     ranks.tell(1, "dispatch 1");
     std::string told;
     for (int rank = 0; rank < 2; ++rank) {
-        answer a = ranks.hear(rank, patience_ms);
-        if (a.ok) {
-            a = ranks.first_failure(rank, {"sync 1", "plan 1", "sync 1", "plan 1"}, patience_ms);
-        }
+        const answer a = ranks.failure_after(ranks.hear(rank, patience_ms), rank,
+                                             {"sync 1", "plan 1", "sync 1", "plan 1"}, patience_ms);
         EXPECT_FALSE(a.ok) << "rank " << rank << " noticed nothing";
         EXPECT_THAT(a.kind, AnyOf("config", "timeout")) << a.text;
         told += a.text;

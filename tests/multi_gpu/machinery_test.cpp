@@ -344,6 +344,9 @@ TEST(scripted_ranks, do_what_they_are_told_and_answer_with_the_error) {
     EXPECT_EQ(ranks.ask(0, "nonsense a").kind, "exception");
     EXPECT_EQ(ranks.first_failure(0, {"plan a", "combine_receive a", "exit"}, 10'000).kind, "config");
     EXPECT_TRUE(ranks.first_failure(0, {"sleep ms=30", "sleep ms=20"}, 10'000).ms >= 50);
+    const answer slept = ranks.ask(0, "sleep ms=1");
+    EXPECT_EQ(ranks.failure_after(slept, 0, {"sleep ms=1", "combine_receive a"}, 10'000).kind, "config");
+    EXPECT_EQ(ranks.failure_after(refused, 0, {"exit"}, 10'000).text, refused.text);
     ranks.all("drop_exchange 0");
     ranks.tell(0, "exit");
     const answer gone = ranks.hear(0, 10'000);

@@ -96,4 +96,9 @@ answer scripted_ranks::first_failure(int rank, std::initializer_list<const char*
     return last;
 }
 
+answer scripted_ranks::failure_after(const answer& heard, int rank, std::initializer_list<const char*> commands,
+                                     std::int64_t within_ms) {
+    return heard.ok ? first_failure(rank, commands, within_ms) : heard;
+}
+
 }  // namespace epjit::tests

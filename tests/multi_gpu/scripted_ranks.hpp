@@ -36,6 +36,9 @@ class scripted_ranks {
     std::vector<answer> ask_all(const std::string& command, std::int64_t within_ms = 60'000);
     /// One command after another until one fails: its answer, with the time of all of them. `ok` when none does.
     answer first_failure(int rank, std::initializer_list<const char*> commands, std::int64_t within_ms);
+    /// `heard`, a rank's last answer, where that is a failure; else the first failure of what follows.
+    answer failure_after(const answer& heard, int rank, std::initializer_list<const char*> commands,
+                         std::int64_t within_ms);
 
    private:
     std::deque<child_process> children_;
