@@ -144,7 +144,7 @@ epjit::dispatch_args to_cpp(const epjit_dispatch_args& a) {
 }
 
 epjit::dispatch_options to_cpp(const epjit_dispatch_options& o) {
-    return {o.weigh_input != 0, o.zero_padding != 0, o.zero_tail != 0, o.lane, o.into_window != 0};
+    return {o.weigh_input != 0, o.zero_padding != 0, o.zero_tail != 0, o.lane, o.into_window != 0, o.follows_plan != 0};
 }
 
 epjit_dispatch_options to_c(const epjit::dispatch_options& o) {
@@ -155,6 +155,7 @@ epjit_dispatch_options to_c(const epjit::dispatch_options& o) {
     r.zero_tail = o.zero_tail ? 1 : 0;
     r.lane = o.lane;
     r.into_window = o.into_window ? 1 : 0;
+    r.follows_plan = o.follows_plan ? 1 : 0;
     return r;
 }
 

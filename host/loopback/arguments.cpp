@@ -58,13 +58,14 @@ plan_offsets lay_out_plan(const resolved_config& config, std::int64_t num_tokens
     const std::int64_t slots = config.placement.num_slots;
     o.barrier = part(4 * sizeof(std::uint32_t));
     o.device_status = part(2 * sizeof(templates::plan_status));
+    // Counts are read two keys at a time, and of an odd number of them one more, which may never have been written.
+    o.block_counts = part(blocks * keys * 4);
     o.zeroed = next;
     o.entries = part(entries * static_cast<std::int64_t>(sizeof(templates::plan_entry)));
     o.entry_slots = part(entries * 2);
     o.slot_counts = part(slots * 4);
     o.slot_offsets = part((slots + config.num_ranks) * 4);
     o.rank_rows = part(config.num_ranks * 4);
-    o.block_counts = part(blocks * keys * 4);
     o.total = next;
     return o;
 }

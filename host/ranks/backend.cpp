@@ -135,6 +135,10 @@ void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks,
         templates::gathered_in_one_block(k.plan_shape, args.bound)
             ? 1
             : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
+    const bool tells = flagged && blocks == 1 && bound(plan) <= plan.early_tokens;
+    plan.tells = tells ? rank_plan::told::ranks : rank_plan::told::nothing;
+    args.early = tells ? plan.early : nullptr;
+    args.tells_end = tells && knobs(plan).dispatch_follows == 3 ? 1 : 0;
     if (flagged) {
         args.phases = templates::gathered_phase_send | templates::gathered_phase_plan;
         launch(comm_, kernel, blocks, &args, stream, blocks > 1 ? launch_mode::cooperative : launch_mode::overlapping);
@@ -166,6 +170,8 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
     const launchable& kernel = kernels().plan;
     // The same grid in each launch: they share the blocks' counts.
     const std::int64_t blocks = templates::exchange_plan_blocks(plan.num_tokens, kernel.max_blocks);
+    plan.tells = way_->peers_written() ? rank_plan::told::positions : rank_plan::told::nothing;
+    args.tells_end = way_->peers_written() && knobs(plan).dispatch_follows == 3 ? 1 : 0;
     if (way_->peers_written()) {
         args.phases = templates::plan_phase_count | templates::plan_phase_place | templates::plan_phase_finish;
         launch(comm_, kernel, blocks, &args, stream, cooperative_if(blocks > 1));
@@ -206,6 +212,7 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
     } else {
         launch_plan(*plan, ranks[0], stream);
     }
+    planned_[static_cast<std::size_t>(options.lane)] = plan->sequence;
     if (plan->exact) {
         wait_for_counts(*plan, stream);
     }
@@ -283,6 +290,7 @@ void rank_backend::take_back(std::int32_t lane) noexcept {
     lane_rows& rows = rows_[static_cast<std::size_t>(lane)];
     rows.lease.advance();
     rows.sequence = 0;
+    planned_[static_cast<std::size_t>(lane)] = 0;
 }
 
 void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own, travelled how) noexcept {

@@ -22,10 +22,10 @@ constexpr std::int32_t fewest_combine_blocks = 3;
 constexpr std::int64_t lines_of_thread = 2;
 
 /// Blocks that fill a rank's link with rows of `bytes`: eight would by their bytes alone, and each row costs a block
-/// what 9 KB more would (docs/performance.md).
+/// what 7 KB more would (docs/performance.md).
 std::int32_t senders_for(std::int64_t bytes) {
     constexpr std::int64_t fewest = 8;
-    constexpr std::int64_t bytes_of_a_row_more = 9 * 1024;
+    constexpr std::int64_t bytes_of_a_row_more = 7 * 1024;
     return static_cast<std::int32_t>(fewest + fewest * bytes_of_a_row_more / bytes + 5);
 }
 
@@ -43,7 +43,7 @@ void with_table(std::int32_t num_ranks, const Launch& launch) {
 
 template <std::int32_t NumRanks>
 void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                                   stream_t stream) {
+                                   std::int32_t follows, stream_t stream) {
     const launchable& kernel = kernels().dispatch;
     const std::int32_t movers = kernels().dispatch_movers;
     const jit::knobs& tuned = knobs(plan);
@@ -62,6 +62,8 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
         args.link = way_->link(options.lane);
         args.flags = way_->flags(travel_area::rows, options.lane);
         args.chunk = chunk;
+        args.follows = window.first == 0 ? follows : 0;
+        args.lead = tuned.dispatch_lead;
         const std::int32_t tokens = window.of(bound(plan));
         const std::int32_t sent_at_once = chunk * kernels().dispatch_send_movers;
         args.senders = std::clamp((tokens + sent_at_once - 1) / sent_at_once, 1, std::min(most_senders, half));
@@ -135,9 +137,11 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
         return;
     }
     const scoped_context current(*comm_.context);
+    const std::int32_t follows =
+        how_it_follows(plan, options, few ? rank_plan::told::ranks : rank_plan::told::positions);
     begin_call(plan, options.lane, stream);
     if (few) {
-        launch_ll_dispatch(plan, ranks[0], options, stream);
+        launch_ll_dispatch(plan, ranks[0], options, follows, stream);
         leave_rows(plan, config_.config.dispatch_type, false, travelled::packets);
         return;
     }
@@ -148,7 +152,7 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
         return;
     }
     with_table(config_.num_ranks,
-               [&]<std::int32_t NumRanks>() { launch_dispatch<NumRanks>(plan, ranks[0], options, stream); });
+               [&]<std::int32_t NumRanks>() { launch_dispatch<NumRanks>(plan, ranks[0], options, follows, stream); });
     leave_rows(plan, config_.config.dispatch_type, false);
 }
 

@@ -48,6 +48,7 @@ class rank_plan final : public plan_state {
     /// What the plan kernel and those that use the plan are given.
     void fill(templates::plan_head& head) const noexcept;
 
+    templates::u64* early = nullptr;  ///< [early_tokens,K], see early_entry()
     templates::plan_entry* entries = nullptr;
     std::uint16_t* entry_slots = nullptr;
     std::int32_t* positions = nullptr;
@@ -60,6 +61,7 @@ class rank_plan final : public plan_state {
     std::int32_t* relay_positions = nullptr;         ///< [relays, max_tokens, K]
 
     std::int32_t max_tokens = 0;
+    std::int32_t early_tokens = 0;
     // Of the current routing.
     std::int32_t num_tokens = 0;
     std::int32_t capacity = 0;     ///< rows of the output that may be touched (masked: per slot)
@@ -67,6 +69,10 @@ class rank_plan final : public plan_state {
     std::uint32_t sequence = 0;
     bool exact = false;
     bool direct = false;  ///< rows go straight to their places in outputs that are lent
+    /// What the plan's kernel tells a dispatch long before it ends: the ranks that want each token, or also the
+    /// positions of the lines there.
+    enum class told : std::uint8_t { nothing, ranks, positions };
+    told tells = told::nothing;
 
    private:
     static constexpr std::size_t counts_offset = 256;

@@ -132,7 +132,7 @@ class rank_backend : public backend {
     void combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream);
     template <std::int32_t NumRanks>
     void launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                         stream_t stream);
+                         std::int32_t follows, stream_t stream);
     template <std::int32_t NumRanks>
     void launch_direct_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
                                 stream_t stream);
@@ -194,11 +194,19 @@ class rank_backend : public backend {
                path_of(plan.options) == exchange_path::low_latency;
     }
     void launch_ll_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                            stream_t stream);
+                            std::int32_t follows, stream_t stream);
     void launch_ll_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                            stream_t stream);
     /// How rows came: only those that were staged can be lent.
     enum class travelled : std::uint8_t { staged, packets, straight };
+    /// How a dispatch of the plan begins, as its arguments say: 0 when the plan's kernel has ended, else before that.
+    /// Its tensors must be ready, and that kernel tell `what` is sent by and be the last that takes steps of the lane.
+    [[nodiscard]] std::int32_t how_it_follows(const rank_plan& plan, const dispatch_options& options,
+                                              rank_plan::told what) const noexcept {
+        const bool may = options.follows_plan && plan.tells >= what &&
+                         planned_[static_cast<std::size_t>(options.lane)] == plan.sequence;
+        return may ? knobs(plan).dispatch_follows - 1 : 0;
+    }
     // What a lane's last dispatch left may be lent until the memory is used again.
     void take_back(std::int32_t lane) noexcept;
     void leave_rows(const rank_plan& plan, dtype type, bool own, travelled how = travelled::staged) noexcept;
@@ -220,6 +228,8 @@ class rank_backend : public backend {
     device_buffer window_lines_;  ///< [lanes, window_numbers(R)], empty where no call takes more than one window
     std::array<lane_order, templates::max_lanes> order_;
     std::array<lane_rows, templates::max_lanes> rows_;
+    /// Sequence of the plan whose making was the lane's last call; 0: another call came after it.
+    std::array<std::uint32_t, templates::max_lanes> planned_{};
     std::uint32_t sequence_ = 0;
     bool first_step_done_ = false;
     bool warned_ = false;

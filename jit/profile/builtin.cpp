@@ -15,7 +15,7 @@ constexpr std::string_view text = R"({
       "knobs": {
         "dispatch_launches": 1,
         "combine_launches": 1,
-        "combine_senders_percent": 40
+        "combine_senders_percent": 35
       }
     },
     {
@@ -26,7 +26,7 @@ constexpr std::string_view text = R"({
       "knobs": {
         "dispatch_launches": 1,
         "combine_launches": 1,
-        "combine_senders_percent": 28
+        "combine_senders_percent": 26
       }
     },
     {
@@ -37,7 +37,18 @@ constexpr std::string_view text = R"({
       "knobs": {
         "dispatch_launches": 1,
         "combine_launches": 1,
-        "combine_senders_percent": 28
+        "combine_senders_percent": 26
+      }
+    },
+    {
+      "gpu": "NVIDIA H200",
+      "arch": "sm_90a",
+      "link": "nvlink",
+      "hidden": 2048,
+      "knobs": {
+        "dispatch_launches": 1,
+        "combine_launches": 1,
+        "combine_senders_percent": 40
       }
     }
   ]

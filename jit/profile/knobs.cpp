@@ -24,6 +24,8 @@ constexpr knob_info infos[] = {
     {"dispatch_launches", &knobs::dispatch_launches, 1, 2, 1, false},
     {"dispatch_senders", &knobs::dispatch_senders, 1, 1024, 1, false},
     {"dispatch_chunk", &knobs::dispatch_chunk, 1, 64, 1, false},
+    {"dispatch_lead", &knobs::dispatch_lead, 1, 64, 1, false},
+    {"dispatch_follows", &knobs::dispatch_follows, 1, 3, 1, false},
     {"window_dispatch", &knobs::window_dispatch, 1, 2, 1, false},
     {"combine_launches", &knobs::combine_launches, 1, 2, 1, false},
     {"combine_senders_percent", &knobs::combine_senders_percent, 5, 95, 1, false},
@@ -81,8 +83,9 @@ std::span<const knob_info> knob_infos() noexcept {
 knobs cost_model_launches() noexcept {
     knobs k;
     k.dispatch_launches = 1;
+    k.dispatch_follows = 2;
     k.combine_launches = 1;
-    k.combine_senders_percent = 40;  // those that finish tokens also read what arrives
+    k.combine_senders_percent = 35;  // those that finish tokens also read what arrives
     return k;
 }
 

@@ -28,6 +28,16 @@ __device__ __forceinline__ u32 ld_acquire_gpu(const u32* p) {
     return v;
 }
 
+__device__ __forceinline__ u64 ld_acquire_gpu_64(const u64* p) {
+    u64 v;
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void st_release_gpu_64(u64* p, u64 value) {
+    asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
+}
+
 __device__ __forceinline__ u32 add_acq_rel_gpu(u32* p, u32 value) {
     u32 old;
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
@@ -48,6 +58,16 @@ __device__ __forceinline__ u32 ld_relaxed_gpu(const u32* p) {
     u32 v;
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+
+__device__ __forceinline__ u64 ld_relaxed_gpu_64(const u64* p) {
+    u64 v;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void st_relaxed_gpu_64(u64* p, u64 value) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
 }
 
 __device__ __forceinline__ u32 ld_acquire_sys(const u32* p) {
@@ -105,6 +125,10 @@ __device__ __forceinline__ void st_relaxed_sys_128(void* p, uint4 v) {
         : "memory");
 }
 
+__device__ __forceinline__ void fence_gpu() {
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
 __device__ __forceinline__ void fence_sys() {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
@@ -133,13 +157,25 @@ __device__ __forceinline__ uint4 ld_streaming_16(const void* p) {
     return v;
 }
 
-/// Of a kernel that was launched before the one in front of it on the stream has ended: waits for that end, and lets
-/// the next such kernel be launched. The first thing a kernel does; nothing where it was launched in the ordinary way.
-__device__ __forceinline__ void wait_for_kernel_before() {
+/// Of a kernel that was launched before the one in front of it on the stream has ended: waits for that end. Nothing
+/// where it was launched in the ordinary way.
+__device__ __forceinline__ void wait_for_kernel_before_alone() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Lets the kernel behind this one be launched, once a thread of every block has come here or the block has ended.
+__device__ __forceinline__ void let_kernel_behind_in() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+/// Both: the first thing a kernel does.
+__device__ __forceinline__ void wait_for_kernel_before() {
+    wait_for_kernel_before_alone();
+    let_kernel_behind_in();
 }
 
 __device__ __forceinline__ void st_relaxed_sys(u32* p, u32 value) {

@@ -38,6 +38,14 @@ EPJIT_SHARED constexpr u64 step_word(u32 step, lane_op op) {
     return static_cast<u64>(step) << 32 | static_cast<u32>(op);
 }
 
+/// What a plan tells a dispatch that was launched before it has ended, with the step that it ends with: first what is
+/// sent by has been written, then everything. 0 before.
+inline constexpr u64 plan_placed = u64{1} << 32;
+inline constexpr u64 plan_ended = u64{1} << 33;
+EPJIT_SHARED constexpr u64 told_word(u64 what, u32 step) {
+    return plan_placed | what | step;
+}
+
 /// Device memory, one per exchange and rank. Limits live here and not in arguments: captured and eager launches share
 /// them.
 struct exchange_control {
@@ -46,6 +54,7 @@ struct exchange_control {
     u64 first_limit_ns;  ///< of the first steps of a lane
     u64 limit_ns;
     struct lane {
+        u64 told;                   ///< told_word() of the running plan or of the last one
         u32 step;                   ///< steps taken; every rank counts the same ones
         u32 area_step[lane_areas];  ///< a rank that has taken this step has read the area
         u32 leaving;                ///< blocks of the running kernel that need the step no more; zero between kernels
@@ -53,7 +62,7 @@ struct exchange_control {
         u32 taken;                  ///< pieces of the running kernel's work that have been taken; zero between kernels
     } lanes[max_lanes];
 };
-static_assert(sizeof(exchange_control) == 24 + 2 * 48);
+static_assert(sizeof(exchange_control) == 24 + 2 * 56);
 
 enum class failure_kind : u32 {
     none = 0,

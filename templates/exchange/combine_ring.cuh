@@ -21,7 +21,7 @@ namespace epjit::templates {
 /// where the threads that sum have stored them.
 template <gather_config Config, class Args>
 __device__ inline void store_sums(const Args& args, const combine_phase& phase, const combine_team<Config>& team,
-                                  bool sends, bool stores, sent_list& list, u32 partials_step) {
+                                  bool sends, bool stores, sent_list& list, u32 step, u32 partials_step) {
     using team_type = combine_team<Config>;
     // The owners have read what this rank sent last. Where one has not, nothing is stored.
     const bool live = !sends || wait_peers(args.link, partials_step, lane_op::none);
@@ -60,7 +60,7 @@ __device__ inline void store_sums(const Args& args, const combine_phase& phase, 
             }
         }
         bulk_wait<0>();
-        notes.end();
+        notes.end(args.link, args.flags, step);
     }
     __syncwarp();
 }
@@ -87,7 +87,7 @@ __device__ __forceinline__ void combine_by_ring(const Args& args, const combine_
     } else if (thread < team_type::shape.summers + 32) {
         feed_sums<Config>(args, team, queues[number], part.sends, step);
     } else if (thread < team_type::shape.summers + 64) {
-        store_sums<Config>(args, phase, team, part.sends, !outside, lists[number], partials_step);
+        store_sums<Config>(args, phase, team, part.sends, !outside, lists[number], step, partials_step);
     } else {
         find_items<Config>(args, phase, queues[number], part.sends, number * part.blocks + part.block,
                            Config.teams * part.blocks);

@@ -34,12 +34,6 @@ struct direct_phase : scatter_head {
 inline constexpr i32 direct_rows_flag = 0;
 inline constexpr i32 direct_weights_flag = 1;
 
-/// As wait_for_kernel_before, but the kernel behind this one is not let in before the end: while senders wait for a
-/// peer, its blocks would stand where another lane's call has to run.
-__device__ __forceinline__ void wait_for_kernel_before_alone() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 /// Counts this sender in. True for the last one: what all of them wrote is then seen by whoever sees its release.
 template <class Args>
 __device__ __forceinline__ bool last_sender(const Args& args, i32 flag) {
@@ -128,22 +122,6 @@ __device__ bool place_rows(const Args& args, const direct_phase& phase, u8* rows
     return open;
 }
 
-/// A row to all its places by one warp, an element at a time.
-template <scatter_config Config>
-__device__ __forceinline__ void place_by_elements(const direct_phase& phase, const token_entries& t, const u8* from) {
-    constexpr i32 size = element_bytes(Config.output);
-    for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
-        const i32 leader = __ffs(static_cast<i32>(leaders)) - 1;
-        const i32 row = __shfl_sync(full_warp, t.entry.row, leader);
-        const scatter_rank& rank = phase.ranks[__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), leader)];
-        u8* to = static_cast<u8*>(rank.output) + static_cast<i64>(row) * rank.output_stride;
-#pragma unroll 4
-        for (i32 i = static_cast<i32>(lane_idx()); i < Config.hidden; i += 32) {
-            store_packet<size>(to + i * size, *reinterpret_cast<const packet<size>*>(from + i * size));
-        }
-    }
-}
-
 /// place_rows without bulk copies.
 template <scatter_config Config, class Args>
 __device__ __noinline__ bool place_elements(const Args& args, const direct_phase& phase, i32 first, i32 tokens_step,
@@ -155,8 +133,8 @@ __device__ __noinline__ bool place_elements(const Args& args, const direct_phase
 #pragma unroll 1
     for (i32 token = first; token < args.num_tokens; token += tokens_step) {
         const token_entries t = read_places<Config>(phase, token, args.link.me);
-        place_by_elements<Config>(phase, t,
-                                  static_cast<const u8*>(own.input) + static_cast<i64>(token) * own.input_stride);
+        copy_elements<Config>(phase.ranks, t,
+                              static_cast<const u8*>(own.input) + static_cast<i64>(token) * own.input_stride);
         if constexpr (Config.scales != group_scale::none) {
             copy_scales<Config>(phase, t);
         }
@@ -317,6 +295,8 @@ __global__ void __launch_bounds__(scatter_bulk_threads(Config), 1)
     extern __shared__ __align__(128) u8 memory[];
     const i32 thread = static_cast<i32>(threadIdx.x);
     const i32 block = static_cast<i32>(blockIdx.x);
+    // The kernel behind this one is not let in before the end: while senders wait for a peer, its blocks would stand
+    // where another lane's call has to run.
     wait_for_kernel_before_alone();
     if (__syncthreads_or(exchange_failed(args.link, lane_op::dispatch) ? 1 : 0) != 0) {
         return;

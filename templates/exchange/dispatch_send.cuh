@@ -103,7 +103,7 @@ class weights_sender {
 /// Sends the rows of one warp's chunks, loads ahead of stores.
 template <scatter_config Config, class Args>
 __device__ void send_rows(const Args& args, const dispatch_phase<Config>& phase, u8* rows, u64* barriers,
-                          line_place* queue, chunk_taker& work, sent_list& list) {
+                          line_place* queue, chunk_taker& work, sent_list& list, u32 step) {
     using mover_type = dispatch_mover<Config, dispatch_send_movers(Config)>;
     // As many stages hold rows that stores still read as hold rows to come.
     constexpr i32 storing = mover_type::stages / 2;
@@ -185,14 +185,14 @@ __device__ void send_rows(const Args& args, const dispatch_phase<Config>& phase,
     bulk_wait<0>();
     __syncwarp();
     if (lane == 0) {
-        notes.end();
+        notes.end(args.link, args.flags, step);
     }
 }
 
 /// send_rows without bulk copies.
 template <scatter_config Config, class Args>
 __device__ __noinline__ void send_elements(const Args& args, const dispatch_phase<Config>& phase, chunk_taker& work,
-                                           sent_list& list) {
+                                           sent_list& list, u32 step) {
     const scatter_rank& own = phase.ranks[args.link.me];
     const i32 lane = static_cast<i32>(lane_idx());
     weights_sender<Config> weights;
@@ -212,14 +212,14 @@ __device__ __noinline__ void send_elements(const Args& args, const dispatch_phas
         const i32 position = used ? args.list.positions[index] : -1;
         const token_entries t =
             sent_entries<Config>(args, token, used ? args.entries[index] : plan_entry{-1, no_rank, 0}, position);
-        copy_elements<Config>(phase, t, row_source(own, t.source_row, false).row);
+        copy_elements<Config>(phase.ranks, t, row_source(own, t.source_row, false).row);
         weights.take(args, phase, t, position);
         weights.send();
         copy_other_scales<Config>(phase, t, false);
     }
     __syncwarp();
     if (lane == 0) {
-        notes.end();
+        notes.end(args.link, args.flags, step);
     }
 }
 
@@ -245,7 +245,7 @@ __device__ __forceinline__ void send_part(const Args& args, dispatch_phase<Confi
     }
     if (!__all_sync(full_warp, free)) {
         if (lane_idx() == 0) {
-            sent_notes(phase.sent[warp]).end();  // the exchange has failed
+            sent_notes(phase.sent[warp]).abandon();  // the exchange has failed
         }
         return;
     }
@@ -254,9 +254,9 @@ __device__ __forceinline__ void send_part(const Args& args, dispatch_phase<Confi
         u64* barriers = reinterpret_cast<u64*>(memory + movers * mover_type::ring_bytes);
         line_place* queues = reinterpret_cast<line_place*>(barriers + movers * mover_type::stages);
         send_rows<Config>(args, phase, memory + warp * mover_type::ring_bytes, barriers + warp * mover_type::stages,
-                          queues + warp * mover_type::stages, work, phase.sent[warp]);
+                          queues + warp * mover_type::stages, work, phase.sent[warp], step);
     } else {
-        send_elements<Config>(args, phase, work, phase.sent[warp]);
+        send_elements<Config>(args, phase, work, phase.sent[warp], step);
     }
 }
 

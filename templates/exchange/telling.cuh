@@ -19,7 +19,7 @@ struct sent_list {
     i32 chunk[most];  ///< whose flag is to be raised there
     i32 arrived;      ///< of them, those that are there
     i32 told;
-    i32 ended;  ///< no more will come
+    i32 ended;  ///< nothing is left to be told
 
     /// By one thread, before the block meets.
     __device__ __forceinline__ void begin() {
@@ -28,6 +28,23 @@ struct sent_list {
         ended = 0;
     }
 };
+
+/// Raises the flags of numbers [first, last) of a list, after a release.
+__device__ __forceinline__ void tell_some(const rank_link& link, const chunk_flags& flags, const sent_list& list,
+                                          i32 first, i32 last, u32 step) {
+#pragma unroll 1
+    for (; first < last; ++first) {
+        const i32 peer = list.peer[first % sent_list::most];
+        const i32 begin = peer == sent_list::all_peers ? 0 : peer;
+        const i32 end = peer == sent_list::all_peers ? link.num_ranks - 1 : peer;
+#pragma unroll 1
+        for (i32 p = begin; p <= end; ++p) {
+            if (p != link.me) {
+                st_relaxed_sys(flag_at(flags, link, p, list.chunk[first % sent_list::most]), step);
+            }
+        }
+    }
+}
 
 /// The sender's side of its list. Called by one thread, which has seen the writes of those that it speaks for.
 class sent_notes {
@@ -46,10 +63,18 @@ class sent_notes {
     /// The first `count` are there.
     __device__ __forceinline__ void arrived(i32 count) { st_release_block(&list_.arrived, count); }
     __device__ __forceinline__ void all_arrived() { arrived(begun_); }
-    __device__ __forceinline__ void end() {
-        all_arrived();
-        st_release_block(&list_.ended, 1);
+    /// All are there, and no more will come: those that the peers have not been told of yet are told by this thread at
+    /// once, since the telling warp may be in the middle of an earlier release.
+    __device__ __forceinline__ void end(const rank_link& link, const chunk_flags& flags, u32 step) {
+        const i32 told = ld_acquire_block(&list_.told);
+        if (told < begun_) {
+            fence_sys();
+            tell_some(link, flags, list_, told, begun_, step);
+        }
+        abandon();
     }
+    /// No more will come, and nobody is to be told of what has not been told yet.
+    __device__ __forceinline__ void abandon() { st_release_block(&list_.ended, 1); }
     [[nodiscard]] __device__ __forceinline__ i32 begun() const { return begun_; }
 
    private:
@@ -67,29 +92,18 @@ __device__ inline void tell_peers(const rank_link& link, const chunk_flags& flag
     i32 told = 0;
 #pragma unroll 1
     while (__any_sync(full_warp, works)) {
-        const bool ended = works && ld_acquire_block(&list.ended) != 0;
-        const i32 arrived = works ? ld_acquire_block(&list.arrived) : 0;
+        works = works && ld_acquire_block(&list.ended) == 0;
+        const i32 arrived = works ? ld_acquire_block(&list.arrived) : told;
         if (__any_sync(full_warp, arrived > told)) {
             fence_sys();
-#pragma unroll 1
-            for (; told < arrived; ++told) {
-                const i32 peer = list.peer[told % sent_list::most];
-                const i32 first = peer == sent_list::all_peers ? 0 : peer;
-                const i32 last = peer == sent_list::all_peers ? link.num_ranks - 1 : peer;
-#pragma unroll 1
-                for (i32 p = first; p <= last; ++p) {
-                    if (p != link.me) {
-                        st_relaxed_sys(flag_at(flags, link, p, list.chunk[told % sent_list::most]), step);
-                    }
-                }
-            }
+            tell_some(link, flags, list, told, arrived, step);
+            told = arrived;
             if (works) {
                 st_release_block(&list.told, told);
             }
         } else {
             sleep_ns(40);
         }
-        works = works && !(ended && told == arrived);
     }
 }
 

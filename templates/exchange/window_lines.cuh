@@ -80,16 +80,6 @@ __device__ __forceinline__ i32 place_of_line(const Args& args, i32 source, i32 p
     return args.list.window != 0 ? list_token_of<TopK>(args, source, position) : position;
 }
 
-/// How those who send rows number them, and the position of the line of a token's entry that is numbered so.
-template <class Args>
-__device__ __forceinline__ row_numbering window_numbering(const Args& args) {
-    return args.list.window != 0 ? row_numbering::token : row_numbering::position;
-}
-template <i32 TopK, class Args>
-__device__ __forceinline__ i32 sent_position(const Args& args, i32 token, i32 entry, i32 number) {
-    return args.list.window != 0 ? args.list.positions[static_cast<i64>(token) * TopK + entry] : number;
-}
-
 #endif
 
 }  // namespace epjit::templates

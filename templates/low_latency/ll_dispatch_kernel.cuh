@@ -103,11 +103,17 @@ __device__ __forceinline__ void store_scale_words(const ll_dispatch_args& args, 
     }
 }
 
+/// A pass of the senders: who is served in it.
+struct send_pass {
+    bool peers;
+    bool places;  ///< of this rank
+};
+
 /// What travels beside a token's row, to its peers in packets and to its places here. By one warp; `away` has a bit for
-/// the first entry of each peer.
+/// the first entry of each peer that is served.
 template <scatter_config Config>
 __device__ inline void send_tail(const ll_dispatch_args& args, const own_rank_phase& phase, const token_entries& t,
-                                 i32 position, u32 away, u32 step) {
+                                 u32 away, u32 step, bool places) {
     using packets = row_packets<Config>;
     const i32 lane = static_cast<i32>(lane_idx());
     const u8* scales = nullptr;
@@ -134,23 +140,44 @@ __device__ inline void send_tail(const ll_dispatch_args& args, const own_rank_ph
         for (u32 peers = away; peers != 0; peers &= peers - 1) {
             const i32 k = __ffs(static_cast<i32>(peers)) - 1;
             const i32 peer = static_cast<i32>(__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), k));
-            u8* to = record_at(args.rows, args.link, static_cast<i32>(step & 1), peer,
-                               __shfl_sync(full_warp, position, k), packets::record.bytes());
+            u8* to = record_at(args.rows, args.link, static_cast<i32>(step & 1), peer, t.source_token,
+                               packets::record.bytes());
             if (first + lane < packets::record.tail_packets()) {
                 send_packets<1>(to + packets::tail + (first + lane) * packet_size, 0, step, words);
             }
         }
     }
-    token_entries here = t;
-    here.slot = t.has_row() ? t.slot - args.rank_first[args.link.me] : t.slot;
-    write_metadata_inline<Config>(phase, here);
+    if (places) {
+        token_entries here = t;
+        here.slot = t.has_row() ? t.slot - args.rank_first[args.link.me] : t.slot;
+        write_metadata_inline<Config>(phase, here);
+    }
+}
+
+/// Lane k's entry k of a token, as the plan whose last step is `plan_step` tells it. False: it does not come.
+template <scatter_config Config>
+__device__ __forceinline__ bool await_entry(const ll_dispatch_args& args, i64 index, u32 plan_step, plan_entry& entry) {
+    const u32 tag = early_tag(plan_step, args.sequence);
+    u64 word = ld_relaxed_gpu_64(args.early + index);
+    if (static_cast<u32>(word >> 32) != tag) {
+        const u64 start = global_time_ns();
+#pragma unroll 1
+        for (u32 spin = 1; static_cast<u32>(word >> 32) != tag; ++spin) {
+            if (spin % 16 == 0 && early_wait_ends(args.link, start)) {
+                return false;
+            }
+            word = ld_relaxed_gpu_64(args.early + index);
+        }
+    }
+    entry = {-1, static_cast<u16>(word), static_cast<u16>(static_cast<u32>(word) >> 16)};
+    return true;
 }
 
 /// Sends parts of rows: numbers `first`, `first + step`, ... of the tokens' parts. Each unit is read once and leaves
-/// for every rank that wants it, this one among them.
+/// for every rank that the pass serves and that wants it. False: not all have left for the peers.
 template <scatter_config Config>
-__device__ inline void send_tokens(const ll_dispatch_args& args, const own_rank_phase& phase, const packet_step& shared,
-                                   i32 first, i32 step) {
+__device__ inline bool send_tokens(const ll_dispatch_args& args, const own_rank_phase& phase, const packet_step& shared,
+                                   const send_pass& pass, i32 first, i32 step) {
     using packets = row_packets<Config>;
     const i32 lane = static_cast<i32>(lane_idx());
     const i32 me = args.link.me;
@@ -161,12 +188,10 @@ __device__ inline void send_tokens(const ll_dispatch_args& args, const own_rank_
         const i32 token = n / packets::parts;
         const i32 part = n - token * packets::parts;
         const bool exists = token < args.num_tokens;
+        const i64 index = static_cast<i64>(token) * Config.topk + lane;
         token_entries t;
-        i32 position = -1;
-        if (exists && lane < Config.topk) {
-            const i64 index = static_cast<i64>(token) * Config.topk + lane;
+        if (pass.places && exists && lane < Config.topk) {
             t.entry = args.entries[index];
-            position = args.list.positions[index];
             t.slot = args.entry_slots[index];
         }
         const u8* row = static_cast<const u8*>(args.own.input) + static_cast<i64>(token) * args.own.input_stride;
@@ -178,36 +203,67 @@ __device__ inline void send_tokens(const ll_dispatch_args& args, const own_rank_
         if (n == first) {
             at = meet_step(shared);
         }
-        if (!exists || at.may_write == 0) {
-            return;
+        if (!exists || at.lives == 0 || (pass.peers && at.may_write == 0)) {
+            break;
+        }
+        if (!pass.places &&
+            !__all_sync(full_warp, lane >= Config.topk || await_entry<Config>(args, index, at.step - 1, t.entry))) {
+            return false;
         }
         t.source_rank = me;
         t.source_token = token;
         const u32 previous = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
-        const u32 away = __ballot_sync(
-            full_warp, t.entry.rank != no_rank && t.entry.rank != me && (lane == 0 || previous != t.entry.rank));
+        const u32 away = __ballot_sync(full_warp, pass.peers && t.entry.rank != no_rank && t.entry.rank != me &&
+                                                      (lane == 0 || previous != t.entry.rank));
         token_entries here = t;
-        here.entry.row = t.entry.rank == me ? t.entry.row : -1;
+        here.entry.row = pass.places && t.entry.rank == me ? t.entry.row : -1;
         mark_leaders<Config>(args, here);
         if (beside) {
             if (part == 0) {
                 if (args.own.weights != nullptr && t.entry.rank != no_rank) {
                     here.weight = args.own.weights[static_cast<i64>(token) * args.own_weight_columns + t.entry.column];
                 }
-                send_tail<Config>(args, phase, here, position, away, at.step);
+                send_tail<Config>(args, phase, here, away, at.step, pass.places);
             }
             continue;
         }
         for (u32 peers = away; peers != 0; peers &= peers - 1) {
             const i32 k = __ffs(static_cast<i32>(peers)) - 1;
             const i32 peer = static_cast<i32>(__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), k));
-            u8* to = record_at(args.rows, args.link, at.parity(), peer, __shfl_sync(full_warp, position, k),
-                               packets::record.bytes());
+            u8* to = record_at(args.rows, args.link, at.parity(), peer, token, packets::record.bytes());
             if (unit < packets::units) {
                 send_packets<4>(to + unit * packet_size, packets::plane, at.step, words);
             }
         }
         store_unit<Config>(args, here, unit * packets::words * 4, words);
+    }
+    return at.may_write != 0;
+}
+
+/// The whole part of a sending block. What was there before the plan leaves for the peers as soon as the plan knows
+/// which; this rank's places follow when it has ended.
+template <scatter_config Config>
+__device__ inline void send_part(const ll_dispatch_args& args, const own_rank_phase& phase, packet_step& shared,
+                                 i32 block) {
+    bool early = args.early != nullptr && args.follows != 0;
+    send_pass pass{true, !early};
+#pragma unroll 1
+    for (;; early = false) {
+        if (early) {
+            const i32 token = block / row_packets<Config>::parts;
+            learn_early_step(args.link, lane_area::row_packets,
+                             token < args.num_tokens ? args.early + static_cast<i64>(token) * Config.topk : nullptr,
+                             args.sequence, shared);
+        } else {
+            wait_for_plan(args.link, args.follows >= 2, plan_ended);
+            learn_step(args.link, lane_area::row_packets, lane_op::dispatch, pass.peers, shared);
+        }
+        const bool sent = send_tokens<Config>(args, phase, shared, pass, block, args.senders);
+        if (!early) {
+            return;
+        }
+        pass = {!sent, true};
+        __syncthreads();  // all have read the step
     }
 }
 
@@ -288,7 +344,7 @@ __device__ inline void receive_lines(const ll_dispatch_args& args, const own_ran
             }
             mark_leaders<Config>(args, t);
             const u8* record =
-                record_from(args.rows, args.link, at.parity(), source, position, packets::record.bytes());
+                record_from(args.rows, args.link, at.parity(), source, t.source_token, packets::record.bytes());
             const i32 part = n - position * packets::parts;
             if (beside) {
                 if (part == 0 && !receive_tail<Config>(args, phase, t, record, at.step)) {
@@ -315,6 +371,20 @@ __device__ inline void receive_lines(const ll_dispatch_args& args, const own_ran
     }
 }
 
+/// Of a block that receives lines, or fills rows that no token has.
+template <scatter_config Config>
+__device__ inline void receive_part(const ll_dispatch_args& args, const own_rank_phase& phase,
+                                    const packet_step& shared, i32 block) {
+    if (block < args.receivers) {
+        receive_lines<Config>(args, phase, shared, block, args.receivers);
+    } else {
+        meet_step(shared);
+        constexpr i32 warps = Config.threads / 32;
+        fill_unused_rows_inline<Config>(phase, (block - args.receivers) * warps + static_cast<i32>(threadIdx.x) / 32,
+                                        (static_cast<i32>(gridDim.x) - args.senders - args.receivers) * warps);
+    }
+}
+
 template <scatter_config Config>
 __global__ void __launch_bounds__(Config.threads, max_of(1, 1024 / Config.threads))
     ll_dispatch_kernel(const __grid_constant__ ll_dispatch_args args) {
@@ -324,18 +394,15 @@ __global__ void __launch_bounds__(Config.threads, max_of(1, 1024 / Config.thread
     const i32 block = static_cast<i32>(blockIdx.x);
     const bool sends = block < args.senders;
     prefetch_link(args.link);
-    wait_for_kernel_before();
-    learn_step(args.link, lane_area::row_packets, lane_op::dispatch, sends, step);
     if (sends) {
-        send_tokens<Config>(args, phase, step, block, args.senders);
-    } else if (block < args.senders + args.receivers) {
-        receive_lines<Config>(args, phase, step, block - args.senders, args.receivers);
+        send_part<Config>(args, phase, step, block);
     } else {
-        meet_step(step);
-        constexpr i32 warps = Config.threads / 32;
-        const i32 first = args.senders + args.receivers;
-        fill_unused_rows_inline<Config>(phase, (block - first) * warps + static_cast<i32>(threadIdx.x) / 32,
-                                        (static_cast<i32>(gridDim.x) - first) * warps);
+        wait_for_plan(args.link, args.follows >= 2, plan_ended);
+        learn_step(args.link, lane_area::row_packets, lane_op::dispatch, false, step);
+        receive_part<Config>(args, phase, step, block - args.senders);
+    }
+    if (args.follows >= 2) {
+        wait_for_kernel_before_alone();  // so that this kernel does not end before the plan's
     }
 }
 

@@ -46,7 +46,8 @@ EPJIT_SHARED constexpr packet_record sum_record(i32 hidden, element type) {
     return {hidden * element_bytes(type), 2, 0};
 }
 
-/// Records in every rank's window: [2, R, lines], by the step's parity, source and position.
+/// Records in every rank's window: [2, R, lines], by the step's parity, the source, and of rows the token, of sums the
+/// position of its line.
 struct packet_area {
     u8* own;
     i64 offset;  ///< in every window
@@ -64,9 +65,12 @@ struct ll_dispatch_args : scatter_head {
     i32 senders;
     i32 receivers;
     i32 own_weight_columns;
-    i32 send_bytes;  ///< 16 where rows of the input may be read in the widest accesses, else less
+    i32 send_bytes;    ///< 16 where rows of the input may be read in the widest accesses, else less
+    i32 follows;       ///< see dispatch_head
+    u32 sequence;      ///< of the plan
+    const u64* early;  ///< [T,K] early_entry() that the plan in front tells; null: senders wait like the others
 };
-static_assert(sizeof(ll_dispatch_args) == 176 + 56 + 24 + 120 + 16);
+static_assert(sizeof(ll_dispatch_args) == 176 + 56 + 24 + 120 + 32);
 
 /// Combine of one rank. In the grid: blocks that send weights, blocks that send sums of the peers' lines, blocks that
 /// sum this rank's tokens.

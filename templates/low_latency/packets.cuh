@@ -78,7 +78,52 @@ __device__ inline void learn_step(const rank_link& link, lane_area area, lane_op
     }
 }
 
-/// The step, when the last warp knows it. Called once by all threads of the block.
+/// The same before the plan in front has ended, for packets that go out by the entries it tells: nothing but the step,
+/// and whether they may. `entry`: the first of the block's, null where it has none.
+__device__ inline void learn_early_step(const rank_link& link, lane_area area, const u64* entry, u32 sequence,
+                                        packet_step& shared) {
+    if (threadIdx.x / 32 != blockDim.x / 32 - 1) {
+        return;
+    }
+    const i32 thread = static_cast<i32>(lane_idx());
+    const auto& lane = link.control->lanes[link.lane];
+    u32 step = 0;
+    bool may_write = entry != nullptr;
+    if (thread == 0 && entry != nullptr) {
+        const u64 start = global_time_ns();
+#pragma unroll 1
+        for (u32 spin = 1;; ++spin) {
+            const u32 tag = static_cast<u32>(ld_relaxed_gpu_64(entry) >> 32);
+            step = ld_relaxed_gpu(&lane.step);
+            // The plan is under way, or has ended.
+            if (tag == early_tag(step + 1, sequence) || tag == early_tag(step, sequence)) {
+                step += tag == early_tag(step, sequence) ? 1 : 2;
+                break;
+            }
+            if (spin % 16 == 0 && early_wait_ends(link, start)) {
+                may_write = false;
+                break;
+            }
+        }
+    }
+    may_write = __all_sync(full_warp, may_write);
+    step = __shfl_sync(full_warp, step, 0);
+    if (may_write) {
+        const u32 read = ld_relaxed_gpu(&lane.area_step[static_cast<i32>(area) + static_cast<i32>(step & 1)]);
+#pragma unroll 1
+        for (i32 p = thread; p < link.num_ranks; p += 32) {
+            may_write = may_write && (p == link.me || wait_step(link, p, read, lane_op::none));
+        }
+        may_write = __all_sync(full_warp, may_write);
+    }
+    if (thread == 0) {
+        shared.step = step;
+        shared.lives = may_write ? 1 : 0;
+        shared.may_write = may_write ? 1 : 0;
+    }
+}
+
+/// The step, when the last warp knows it. Called by all threads of the block, once for each time it is learned.
 __device__ __forceinline__ packet_step meet_step(const packet_step& shared) {
     __syncthreads();
     return shared;
@@ -107,20 +152,20 @@ __device__ __forceinline__ line_entry read_line_entry(const Args& args, i32 sour
     return e;
 }
 
-/// Offset of a record in an area.
+/// Offset of a source's record number `number` in an area.
 __device__ __forceinline__ i64 record_offset(const packet_area& area, const rank_link& link, i32 parity, i32 source,
-                                             i32 position, i64 record_bytes) {
-    return ((static_cast<i64>(parity) * link.num_ranks + source) * area.lines + position) * record_bytes;
+                                             i32 number, i64 record_bytes) {
+    return ((static_cast<i64>(parity) * link.num_ranks + source) * area.lines + number) * record_bytes;
 }
 /// Where this rank writes a record at a peer.
 __device__ __forceinline__ u8* record_at(const packet_area& area, const rank_link& link, i32 parity, i32 peer,
-                                         i32 position, i64 record_bytes) {
-    return link.peers[peer] + area.offset + record_offset(area, link, parity, link.me, position, record_bytes);
+                                         i32 number, i64 record_bytes) {
+    return link.peers[peer] + area.offset + record_offset(area, link, parity, link.me, number, record_bytes);
 }
 /// Where a record from `source` arrives.
 __device__ __forceinline__ const u8* record_from(const packet_area& area, const rank_link& link, i32 parity, i32 source,
-                                                 i32 position, i64 record_bytes) {
-    return area.own + record_offset(area, link, parity, source, position, record_bytes);
+                                                 i32 number, i64 record_bytes) {
+    return area.own + record_offset(area, link, parity, source, number, record_bytes);
 }
 
 /// Payload of `Packets` packets, `plane` bytes apart, once all are of this step. False: the exchange has failed.

@@ -252,6 +252,9 @@ __device__ void finish_plan(const Args& args, u32 step) {
     if (threadIdx.x == 0) {
         if (args.peers_written != 0) {
             args.link.control->lanes[args.link.lane].step = step;
+            if (args.tells_end != 0) {
+                tell(args.link, plan_ended, step);
+            }
         }
         plan_status sums = args.device_status[1];
         sums.dropped_rows = args.device_status[0].dropped_rows;
@@ -279,7 +282,12 @@ __global__ void __launch_bounds__(Config.threads, 1)
     extern __shared__ __align__(16) u8 memory[];
     plan_shared<Config> shared(memory);
     const i32 thread = static_cast<i32>(threadIdx.x);
-    wait_for_kernel_before();
+    wait_for_kernel_before_alone();
+    if (args.peers_written == 0) {
+        let_kernel_behind_in();
+    } else if (blockIdx.x == 0 && thread == 0) {
+        forget_told(args.link);
+    }
     if (__syncthreads_or(exchange_failed(args.link, lane_op::plan_counts) ? 1 : 0) != 0) {
         clear_plan<Config>(args);
         return;
@@ -309,6 +317,7 @@ __global__ void __launch_bounds__(Config.threads, 1)
         if (!meet_grid<Config>(args)) {
             return;
         }
+        let_kernel_behind_in();
     }
     if ((args.phases & (plan_phase_count | plan_phase_place)) != 0) {
         sum_block_counts(args, shared, plan_shared<Config>::keys);
@@ -344,6 +353,11 @@ __global__ void __launch_bounds__(Config.threads, 1)
 #pragma unroll 1
             for (i32 p = thread; p < Config.num_ranks; p += Config.threads) {
                 signal_step(args.link, p, step + 2, lane_op::plan_lines);
+            }
+            // Rows that leave from here on do not hold the lines up.
+            __syncthreads();
+            if (thread == 0) {
+                tell(args.link, plan_placed, step + 2);
             }
         }
     }

@@ -19,6 +19,33 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
+/// What a dispatch of packets needs to send this rank's tokens from `first` on, of which `shared.staged` has the ids:
+/// told while the ranks' ids are on their way.
+template <plan_config Config>
+__device__ void tell_entries(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g,
+                             i32 first) {
+    constexpr i32 group = token_lanes<Config>::value;
+    const i32 tokens = min_of(gathered_pack_tokens, args.num_tokens - first);
+    const bool by_slot = names_slots<Config>(args);
+    const u32 tag = early_tag(g.step, args.sequence);
+    const i32 k = static_cast<i32>(threadIdx.x) % group;
+#pragma unroll 1
+    for (i32 base = 0; base < tokens; base += Config.threads / group) {
+        const i32 t = base + static_cast<i32>(threadIdx.x) / group;
+        if (!__any_sync(full_warp, t < tokens)) {
+            continue;
+        }
+        const u16 id = t < tokens && k < Config.topk ? shared.staged[t * Config.topk + k] : no_slot;
+        const u16 slot = id != no_slot ? slot_of(args, by_slot, id, args.link.me, first + t) : no_slot;
+        const i32 place = entry_place<Config, 8>(slot, k);
+        if (t < tokens && place < Config.topk) {
+            st_relaxed_gpu_64(args.early + static_cast<i64>(first + t) * Config.topk + place,
+                              early_entry(slot != no_slot ? shared.slot_rank[slot] : no_rank,
+                                          Config.sparse ? id : static_cast<u16>(k), tag));
+        }
+    }
+}
+
 /// Clears the masks of `tiles` tiles.
 template <plan_config Config>
 __device__ __forceinline__ void clear_masks(const gathered_shared<Config>& shared, i32 tiles) {
@@ -342,6 +369,10 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
     gathered_shared<Config> shared(memory, args.chunk_tiles);
     const bool sends = (args.phases & gathered_phase_send) != 0;
 
+    if (args.tells_end != 0 && threadIdx.x == 0) {
+        forget_told(args.link);
+        fence_gpu();
+    }
     prepare_shared(args, shared);
     wait_for_kernel_before();
     // Loads that do not depend on each other, all under way before the first is needed.
@@ -375,6 +406,9 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
         }
         token += static_cast<i32>(gridDim.x) * gathered_pack_tokens;
         if (token < args.bound) {
+            if (ok && args.early != nullptr) {
+                tell_entries(args, shared, g, token - gathered_pack_tokens);
+            }
             __syncthreads();
         }
     } while (sends && token < args.bound);
@@ -386,6 +420,9 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
         for (i32 p = static_cast<i32>(lane_idx()); p < Config.num_ranks; p += 32) {
             note_step(args.link, p, g.step, lane_op::plan_rows);
         }
+    }
+    if (ok && args.early != nullptr) {
+        tell_entries(args, shared, g, token - gathered_pack_tokens);
     }
     if ((args.phases & gathered_phase_plan) == 0) {
         if (!ok) {

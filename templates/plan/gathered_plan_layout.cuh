@@ -87,6 +87,7 @@ struct gathered_plan_args : plan_head {
     i32* positions;   ///< [T,K] of each entry's line in its rank's list, -1 when unused
     u8* lines;        ///< [R, list_stride, line_bytes], the plan's own
     i32* line_first;  ///< [R+1] lines before those of each source
+    u64* early;       ///< [bound,K] early_entry() of this rank's tokens, by the grid's one block; null: not told
     u8* rows;  ///< [R, row_stride] where the ranks' rows arrive, this rank's too; flagged: two of them, used in turn
     i64 rows_offset;  ///< flagged: of `rows` in every window
     i64 row_stride;   ///< bytes from one rank's rows to the next one's
@@ -96,7 +97,9 @@ struct gathered_plan_args : plan_head {
     i32 flagged;         ///< rows and steps go straight to the peers' windows
     i32 refused_tokens;  ///< see plan_message_tail
     i32 chunk_tiles;     ///< tiles that a block holds at once
+    i32 tells_end;       ///< by plan_ended; the grid has one block
+    i32 reserved;
 };
-static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 32 + 16 + 24);
+static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 40 + 16 + 32);
 
 }  // namespace epjit::templates

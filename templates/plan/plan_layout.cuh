@@ -31,6 +31,15 @@ static_assert(sizeof(plan_entry) == 8 && alignof(plan_entry) == 4);
 inline constexpr u16 no_rank = 0xffff;
 inline constexpr u16 no_slot = 0xffff;
 
+/// An entry that a plan tells a dispatch of packets long before it has ended, in one word: its rank and column, and a
+/// tag of the plan and its step, which no earlier entry at its place has. Never 0.
+EPJIT_SHARED constexpr u32 early_tag(u32 step, u32 sequence) {
+    return 2 * (step + sequence * 0x9e3779b1u) + 1;
+}
+EPJIT_SHARED constexpr u64 early_entry(u16 rank, u16 column, u32 tag) {
+    return static_cast<u64>(tag) << 32 | static_cast<u32>(column) << 16 | rank;
+}
+
 /// Rank whose tokens hold global token `token`, searched upwards from `rank`; `args` has a per-rank table.
 template <class Args>
 EPJIT_SHARED i32 source_rank_of(const Args& args, i32 token, i32 rank) {
@@ -178,7 +187,9 @@ struct exchange_plan_args : plan_head {
     i64 counts_offset;   ///< of `counts` in every window
     u8* lines_out;       ///< [R, list_stride, line_bytes]: lines for each rank, where peers are not written
     i64 lines_offset;    ///< else: of this rank's lines in every window
+    i32 tells_end;       ///< by plan_ended, after plan_placed
+    i32 reserved;
 };
-static_assert(sizeof(exchange_plan_args) == 144 + 32 + 56 + 40 + 16 + 8 + 16);
+static_assert(sizeof(exchange_plan_args) == 144 + 32 + 56 + 40 + 16 + 8 + 24);
 
 }  // namespace epjit::templates

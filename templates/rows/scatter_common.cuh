@@ -153,6 +153,22 @@ __device__ __forceinline__ void copy_scales(const Args& args, const token_entrie
     }
 }
 
+/// A row to all its places by one warp, an element at a time: for tensors that no copy of 16 bytes may touch.
+template <scatter_config Config>
+__device__ __forceinline__ void copy_elements(const scatter_rank* ranks, const token_entries& t, const u8* from) {
+    constexpr i32 size = element_bytes(Config.output);
+    for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
+        const i32 leader = __ffs(static_cast<i32>(leaders)) - 1;
+        const i32 row = __shfl_sync(full_warp, t.entry.row, leader);
+        const scatter_rank& rank = ranks[__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), leader)];
+        u8* to = static_cast<u8*>(rank.output) + static_cast<i64>(row) * rank.output_stride;
+#pragma unroll 4
+        for (i32 i = static_cast<i32>(lane_idx()); i < Config.hidden; i += 32) {
+            store_packet<size>(to + i * size, *reinterpret_cast<const packet<size>*>(from + i * size));
+        }
+    }
+}
+
 /// Clears bytes by a warp, `width` at a time: 16, 4 or 1, of which address and length are multiples.
 __device__ __forceinline__ void clear_bytes(u8* p, i32 bytes, i32 width) {
 #pragma unroll 1

@@ -182,6 +182,8 @@ TEST_F(c_host, outputs_are_lent) {
     epjit_dispatch_options into;
     ASSERT_OK(epjit_dispatch_options_init(&into, sizeof into));
     EXPECT_EQ(into.into_window, 0);
+    EXPECT_EQ(into.follows_plan, 0);
+    into.follows_plan = 1;
     into.into_window = 1;
     const handle<epjit_plan> p = make_plan(ex.get());
     EXPECT_ERROR(epjit_dispatch(ex.get(), p.get(), dispatch_args, 2, &into, nullptr), EPJIT_ERROR_CONFIG,

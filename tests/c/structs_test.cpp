@@ -137,6 +137,7 @@ TEST(c_structs, places_of_members_never_change) {
     EXPECT_EQ(offsetof(epjit_plan_args, slot_tokens), 24u);
     EXPECT_EQ(offsetof(epjit_plan_view, rows), 40u);
     EXPECT_EQ(offsetof(epjit_dispatch_options, into_window), 20u);
+    EXPECT_EQ(offsetof(epjit_dispatch_options, follows_plan), 24u);
     EXPECT_EQ(offsetof(epjit_dispatch_args, output), 72u);
     EXPECT_EQ(offsetof(epjit_dispatch_args, local_weights), 152u);
     EXPECT_EQ(offsetof(epjit_combine_args, output), 72u);

@@ -2,6 +2,7 @@
 // A libcuda.so.1 of one fake GPU whose memory is the host's: it keeps what was launched, and "runs" plan kernels as far
 // as the host can see. Controlled through the fake_cuda_* functions and FAKE_CUDA_* variables.
 #include "host/driver/api.hpp"
+#include "host/exchange/layouts.hpp"
 #include "host/loopback/arguments.hpp"
 
 #include <algorithm>
@@ -76,6 +77,8 @@ std::size_t args_size(const std::string& kernel) {
         std::size_t bytes;
     };
     constexpr size_of_kernel sizes[] = {
+        {"exchange_plan_kernel", sizeof(templates::exchange_plan_args)},
+        {"gathered_plan_kernel", sizeof(templates::gathered_plan_args)},
         {"plan", sizeof(templates::plan_head) + sizeof(templates::plan_rank)},
         {"ll_dispatch_kernel", sizeof(templates::ll_dispatch_args)},
         {"ll_combine_kernel", sizeof(templates::ll_combine_args)},

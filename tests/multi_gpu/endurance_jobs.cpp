@@ -42,6 +42,7 @@ struct fixed_run {
     static tools::layer_options options() {
         tools::layer_options o;
         o.experts_in_place = true;
+        o.follows_plan = true;
         return o;
     }
     void once() {

@@ -192,6 +192,7 @@ void draw_layers(std::deque<drawn_layer>& layers, const drawn_exchange& ex, gene
             l.options.into_window = true;
             l.job.dispatch_stride = l.job.hidden;
         }
+        l.options.plan_again = chance(random, 0.5) && !without.has("follows");
         l.ops = ops_of(l, l.options.halves && chance(random, 0.7));
         layers.push_back(std::move(l));
     }
@@ -335,15 +336,16 @@ class property_run {
         ++counts[fmt::format("source {}", name(l.options.source))];
         counts["halves"] += l.options.halves ? 1 : 0;
         counts["window"] += l.options.into_window ? 1 : 0;
+        counts["follows"] += l.options.plan_again ? 1 : 0;
     }
 
     [[nodiscard]] std::string where(std::int64_t step, const drawn_layer& l, const std::string& order) const {
         return fmt::format(
-            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}{}, bound {}, source {}, "
+            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}{}{}, bound {}, source {}, "
             "calls{}: ",
             world_.rank(), settings_.seed, step, l.job.text, l.options.lane, l.options.iters,
             l.options.halves ? " in halves" : "", l.options.into_window ? " into the window" : "",
-            l.options.token_bound, name(l.options.source), order);
+            l.options.plan_again ? " follows" : "", l.options.token_bound, name(l.options.source), order);
     }
 
     rank_world& world_;

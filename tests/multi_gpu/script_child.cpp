@@ -202,6 +202,7 @@ class script {
         o.lane = c.number("lane", 0);
         o.token_bound = c.number("token_bound", 0);
         o.into_window = c.number("window", 0) != 0;
+        o.follows_plan = true;
         l.on = exchanges_.at(c.text("on", "0")).get();
         o.after_plan = [&l](plan& made) { l.current = &made; };
         l.layer.emplace(*l.on, *l.memory, l.job, o);

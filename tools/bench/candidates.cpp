@@ -86,7 +86,7 @@ const char* name(tuned_job job) noexcept {
 std::vector<jit::knobs> exchange_candidates(tuned_job job, std::int32_t stages, std::int32_t threads) {
     candidate_list list;
     if (job == tuned_job::combine) {
-        list.each(&jit::knobs::combine_senders_percent, {0, 30, 35, 40, 50, 55, 60});
+        list.each(&jit::knobs::combine_senders_percent, {0, 25, 30, 40, 45, 50, 60});
         if (stages != 0) {
             list.each(&jit::knobs::combine_teams, teams_for(stages));
             list.each(&jit::knobs::combine_stages, fewer_than(stages));
@@ -99,6 +99,7 @@ std::vector<jit::knobs> exchange_candidates(tuned_job job, std::int32_t stages, 
     }
     list.cross(&jit::knobs::dispatch_senders, {0, 8, 12, 16, 24, 48, 64}, &jit::knobs::dispatch_chunk, {0, 1, 2, 4, 8});
     list.each(&jit::knobs::dispatch_movers, movers_for(stages));
+    list.each(&jit::knobs::dispatch_lead, {1, 2, 4});
     list.each(&jit::knobs::dispatch_launches, {2});
     return list.take();
 }

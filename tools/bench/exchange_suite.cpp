@@ -190,6 +190,9 @@ void exchange_suite(const context& ctx, bench_report& report) {
     bench_shape exact = shapes.front();
     exact.mode = mode::exact;
     bench_one(machine, options, rates, exact, report);
+    bench_shape apart = shapes.front();
+    apart.apart = true;
+    bench_one(machine, options, rates, apart, report);
     bench_sm_budget(machine, options, rates, shapes.front(), report);
     bench_windows(machine, options, rates, shapes.front(), report);
     const bool measured = std::any_of(report.rows.begin() + static_cast<std::ptrdiff_t>(rows_before), report.rows.end(),

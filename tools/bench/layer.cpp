@@ -72,10 +72,10 @@ tensor_view view_of(const host::device_buffer& b, const host::device_buffer& sca
 }  // namespace
 
 std::string bench_shape::text() const {
-    return fmt::format("T={} H={} K={} E={} {} {} {} {}{}{}{}", tokens, hidden, topk, experts, routing,
-                       fp8 ? "fp8+scales" : "bf16", name(rows), name(mode),
-                       alignment != 1 ? fmt::format(" align={}", alignment) : "",
-                       num_sms != 0 ? fmt::format(" sms={}", num_sms) : "", window ? " window" : "");
+    return fmt::format(
+        "T={} H={} K={} E={} {} {} {} {}{}{}{}{}", tokens, hidden, topk, experts, routing, fp8 ? "fp8+scales" : "bf16",
+        name(rows), name(mode), alignment != 1 ? fmt::format(" align={}", alignment) : "",
+        num_sms != 0 ? fmt::format(" sms={}", num_sms) : "", window ? " window" : "", apart ? " apart" : "");
 }
 
 std::vector<std::int64_t> draw_ids(const bench_shape& shape, int rank, int set) {
@@ -194,6 +194,7 @@ jit::digest bench_layer::result_digest() const {
 void bench_layer::dispatch() {
     dispatch_options options;
     options.into_window = shape_.window;
+    options.follows_plan = !shape_.apart;
     exchange_.dispatch(plan_, {&dispatch_, 1}, options, me_.stream.get());
 }
 

@@ -98,7 +98,12 @@ void layer::dispatch() {
             dispatch_send();
             dispatch_receive();
         } else {
-            s.exchange_.dispatch(s.plan_, s.dispatch_arguments, s.dispatch_choices, s.memory.stream());
+            dispatch_options choices = s.dispatch_choices;
+            choices.follows_plan = s.options.plan_again;
+            if (s.options.plan_again) {
+                s.issue_plan();
+            }
+            s.exchange_.dispatch(s.plan_, s.dispatch_arguments, choices, s.memory.stream());
         }
     }
     s.dispatch_marks.push_back(s.memory.mark());

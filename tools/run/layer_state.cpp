@@ -116,6 +116,7 @@ void layer::state::fill_dispatch_arguments() {
     dispatch_choices.zero_tail = job().zero_tail;
     dispatch_choices.lane = options.lane;
     dispatch_choices.into_window = options.into_window;
+    dispatch_choices.follows_plan = options.follows_plan;
 }
 
 void layer::state::fill_combine_arguments() {

@@ -237,6 +237,7 @@ run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, 
     layer.graph = options.graph;
     layer.source = options.source;
     layer.into_window = options.window;
+    layer.follows_plan = true;
     layer.experts = &experts;
     layer.cancel = options.cancel;
     layer_times times;

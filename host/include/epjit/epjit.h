@@ -451,6 +451,8 @@ typedef struct epjit_dispatch_options {
     int32_t zero_tail;     ///< non-zero: clear everything beyond the data up to the capacity
     int32_t lane;          ///< the plan's; the stream of the lane's previous call must still exist
     int32_t into_window;   ///< non-zero, on every rank: outputs are those of epjit_exchange_window_output
+    int32_t follows_plan;  ///< non-zero: nothing after the plan writes the input or weights or uses the outputs
+    int32_t reserved;
 } epjit_dispatch_options;
 
 typedef struct epjit_combine_args {

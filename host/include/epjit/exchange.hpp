@@ -149,6 +149,10 @@ struct dispatch_options {
     bool zero_tail = false;    ///< clear everything beyond the data up to the capacity
     std::int32_t lane = 0;     ///< the plan's; the stream of the lane's previous call must still exist
     bool into_window = false;  ///< equal on every rank: each output is window_output() of its rank and the lane
+    /// A promise of this rank: whatever was enqueued after make_plan was called writes none of the input, the scales
+    /// and the weights, and does not use the outputs. Where the dispatch is the lane's first call after its plan, lsa
+    /// then begins while the plan is still being made. A router that reads the rows it routes keeps the promise.
+    bool follows_plan = false;
 };
 
 struct combine_args {

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which dispatches of lsa may begin before their plan has ended, against a stub NCCL and a fake driver.
+#include "tests/nccl/lsa_ranks.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace epjit {
+namespace {
+
+using namespace tests;
+using testing::ElementsAre;
+
+constexpr dispatch_options promised{.follows_plan = true};
+
+/// The calls of one rank, each of its tokens that the bound leaves.
+class caller {
+   public:
+    explicit caller(rank_of_three& r, plan_source source = plan_source::automatic, std::int32_t bound = 0)
+        : r_(r), dispatch_(r.dispatch()) {
+        r.options.source = source;
+        r.options.token_bound = bound;
+        r.args.num_tokens = bound != 0 ? std::min(r.tokens, bound) : r.tokens;
+        dispatch_.input.rows = r.args.num_tokens;
+    }
+    [[nodiscard]] plan make_plan() const { return r_.ex.make_plan({&r_.args, 1}, r_.options, nullptr); }
+    void dispatch(const plan& p, const dispatch_options& options) const {
+        r_.ex.dispatch(p, {&dispatch_, 1}, options, nullptr);
+    }
+    void combine(const plan& p) const {
+        combine_args c = r_.combine();
+        c.output.rows = r_.args.num_tokens;
+        r_.ex.combine(p, {&c, 1}, {}, nullptr);
+    }
+
+   private:
+    rank_of_three& r_;
+    dispatch_args dispatch_;
+};
+
+/// The flag of each launch of rank 0, in order.
+template <class Args>
+std::vector<int> flags_of(const seen_launches& seen, const char* kernel) {
+    std::vector<int> found;
+    for (const Args& a : seen.of<Args>(kernel)) {
+        if (a.link.me == 0) {
+            found.push_back(a.follows);
+        }
+    }
+    return found;
+}
+
+std::vector<int> flags_of_dispatches(const std::function<void(rank_of_three&)>& calls,
+                                     std::int32_t staged = max_tokens) {
+    const seen_launches seen;
+    std::vector<int> found;
+    with_ranks(
+        calls, [&] { found = flags_of<kernels::dispatch_args<8>>(seen, "dispatch_kernel"); }, nullptr,
+        rank_of_three::config_of(staged));
+    return found;
+}
+
+TEST(following_dispatches, follow_the_making_of_their_plan_and_nothing_else) {
+    EXPECT_THAT(flags_of_dispatches([](rank_of_three& r) {
+                    const caller c(r);
+                    const plan p = c.make_plan();
+                    c.dispatch(p, promised);  // follows
+                    c.dispatch(p, promised);  // another dispatch came between
+                    c.combine(p);
+                    c.dispatch(p, promised);  // a combine
+                    const plan other = c.make_plan();
+                    c.dispatch(p, promised);      // another plan
+                    c.dispatch(other, promised);  // and by now a dispatch
+                }),
+                ElementsAre(1, 0, 0, 0, 0));
+}
+
+TEST(following_dispatches, need_the_promise) {
+    EXPECT_THAT(flags_of_dispatches([](rank_of_three& r) {
+                    const caller c(r);
+                    c.dispatch(c.make_plan(), {});
+                }),
+                ElementsAre(0));
+}
+
+TEST(following_dispatches, are_those_of_the_first_window_of_tokens) {
+    EXPECT_THAT(flags_of_dispatches(
+                    [](rank_of_three& r) {
+                        const caller c(r);
+                        c.dispatch(c.make_plan(), promised);
+                    },
+                    4),
+                ElementsAre(1, 0, 0));
+}
+
+TEST(following_dispatches, of_many_tokens_wait_for_a_plan_that_tells_no_positions) {
+    EXPECT_THAT(flags_of_dispatches([](rank_of_three& r) {
+                    const caller c(r, plan_source::gathered);
+                    c.dispatch(c.make_plan(), promised);
+                }),
+                ElementsAre(0));
+}
+
+TEST(following_dispatches, of_few_tokens_follow_either_kind_of_plan) {
+    exchange_config config = rank_of_three::config_of(max_tokens);
+    config.ll_max_tokens_per_rank = 4;
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            for (const plan_source source : {plan_source::gathered, plan_source::counts}) {
+                const caller c(r, source, 4);
+                const plan p = c.make_plan();
+                c.dispatch(p, promised);
+                c.dispatch(p, promised);
+            }
+        },
+        [&] {
+            EXPECT_THAT(flags_of<kernels::ll_dispatch_args>(seen, "ll_dispatch_kernel"), ElementsAre(1, 0, 1, 0));
+            std::vector<bool> told;
+            for (const auto& a : seen.of<kernels::ll_dispatch_args>("ll_dispatch_kernel")) {
+                if (a.link.me == 0) {
+                    told.push_back(a.early != nullptr);
+                }
+            }
+            EXPECT_THAT(told, ElementsAre(true, true, false, false)) << "a plan of counts tells no entries";
+            for (const auto& a : seen.of<kernels::gathered_plan_args>("gathered_plan_kernel")) {
+                EXPECT_NE(a.early, nullptr);
+                EXPECT_EQ(a.tells_end, 0);
+            }
+        },
+        nullptr, config);
+}
+
+TEST(following_dispatches, go_as_far_as_the_knob_says) {
+    for (const int far : {1, 2, 3}) {
+        const profile_file profile(fmt::format(
+            R"({{"epjit_profile": 1, "entries": [{{"knobs": {{"dispatch_follows": {}, "dispatch_lead": 7}}}}]}})",
+            far));
+        const seen_launches seen;
+        with_ranks(
+            [](rank_of_three& r) {
+                const caller c(r);
+                c.dispatch(c.make_plan(), promised);
+            },
+            [&] {
+                EXPECT_THAT(flags_of<kernels::dispatch_args<8>>(seen, "dispatch_kernel"), ElementsAre(far - 1));
+                EXPECT_EQ(seen.of<kernels::dispatch_args<8>>("dispatch_kernel").front().lead, 7);
+                for (const auto& a : seen.of<kernels::exchange_plan_args>("exchange_plan_kernel")) {
+                    EXPECT_EQ(a.tells_end, far == 3 ? 1 : 0) << far;
+                }
+            },
+            profile.path(), rank_of_three::config_of(max_tokens));
+    }
+}
+
+}  // namespace
+}  // namespace epjit
