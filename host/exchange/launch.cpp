@@ -32,6 +32,7 @@ launchable prepare_kernel(const device_context& context, const loaded_kernel& ke
     out.kernel = kernel;
     out.threads = threads;
     out.shared_bytes = shared_bytes;
+    out.per_sm = per_sm;
     out.max_blocks = per_sm * context.num_sms();
     if (sm_budget > 0) {
         out.max_blocks = std::min(out.max_blocks, sm_budget);

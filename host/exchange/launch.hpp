@@ -20,6 +20,7 @@ struct launchable {
     std::int32_t threads = 0;
     std::int32_t shared_bytes = 0;  ///< dynamic
     std::int32_t max_blocks = 0;    ///< resident at once, or the exchange's SM budget
+    std::int32_t per_sm = 0;        ///< blocks that an SM holds
 
     [[nodiscard]] explicit operator bool() const noexcept { return static_cast<bool>(kernel); }
 };

@@ -141,7 +141,7 @@ void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks,
     args.tells_end = tells && knobs(plan).dispatch_follows == 3 ? 1 : 0;
     if (flagged) {
         args.phases = templates::gathered_phase_send | templates::gathered_phase_plan;
-        launch(comm_, kernel, blocks, &args, stream, blocks > 1 ? launch_mode::cooperative : launch_mode::overlapping);
+        launch(comm_, kernel, blocks, &args, stream, blocks > 1 ? launch_mode::cooperative : overlapping());
         return;
     }
     args.phases = templates::gathered_phase_send;

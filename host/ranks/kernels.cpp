@@ -6,6 +6,18 @@
 #include <algorithm>
 
 namespace epjit::host {
+namespace {
+
+/// A kernel that waits for peers must leave SMs where the other lane has a call of its own: the peers may be at that
+/// one, and at this only when it is over. Few are enough: those that send come first in a grid and wait for nobody
+/// behind.
+void leave_room(launchable& kernel, const device_context& context) {
+    constexpr std::int32_t room = 8;
+    const std::int32_t sms = context.num_sms() - std::min(room, context.num_sms() / 4);
+    kernel.max_blocks = std::min(kernel.max_blocks, kernel.per_sm * sms);
+}
+
+}  // namespace
 
 rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& config) {
     const device_context& context = *comm.context;
@@ -101,6 +113,13 @@ rank_kernels::rank_kernels(communicator_state& comm, const resolved_config& conf
             case jit::kernel_kind::plan:
             case jit::kernel_kind::permute_dispatch: break;
         }
+    }
+    if (c.lanes > 1) {
+        leave_room(dispatch, context);
+        leave_room(combine, context);
+        // Of few tokens two calls fit side by side.
+        ll_dispatch.max_blocks /= 2;
+        ll_combine.max_blocks /= 2;
     }
     convert = scatter_of(c.input_type, c.dispatch_type);
     pass = c.input_type == c.dispatch_type ? convert : scatter_of(c.dispatch_type, c.dispatch_type);

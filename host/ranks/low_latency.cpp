@@ -7,11 +7,11 @@
 namespace epjit::host {
 namespace {
 
-/// The kernel with the blocks that its grid may have: where no budget bounds them more than are resident at once.
+/// The kernel with the blocks that its grid may have: where nothing bounds them more than are resident at once.
 /// Blocks wait for none behind them, and those that come later find the link busy.
-launchable with_all_blocks(const launchable& kernel, std::int32_t budget) {
+launchable with_all_blocks(const launchable& kernel, bool bounded) {
     launchable out = kernel;
-    out.max_blocks *= budget != 0 ? 1 : 4;
+    out.max_blocks *= bounded ? 1 : 4;
     return out;
 }
 
@@ -24,7 +24,7 @@ std::int32_t blocks_for(std::int64_t jobs, std::int64_t left) {
 
 void rank_backend::launch_ll_dispatch(const rank_plan& plan, const dispatch_args& ranks,
                                       const dispatch_options& options, std::int32_t follows, stream_t stream) {
-    const launchable kernel = with_all_blocks(kernels().ll_dispatch, config_.config.num_sms);
+    const launchable kernel = with_all_blocks(kernels().ll_dispatch, bounded());
     templates::ll_dispatch_args args{};
     fill_ll_dispatch_args(args, setting(plan), plan, ranks, options);
     args.link = way_->link(options.lane);
@@ -42,12 +42,12 @@ void rank_backend::launch_ll_dispatch(const rank_plan& plan, const dispatch_args
     const std::int64_t parts = row_packet(config_.config).parts(templates::row_unit_threads(kernel.threads));
     args.senders = blocks_for(plan.num_tokens * parts, left / 2);
     args.receivers = blocks_for((config_.num_ranks - 1) * parts * bound(plan), left - args.senders);
-    launch(comm_, kernel, args.senders + args.receivers + fill, &args, stream, launch_mode::overlapping);
+    launch(comm_, kernel, args.senders + args.receivers + fill, &args, stream, overlapping());
 }
 
 void rank_backend::launch_ll_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                                      stream_t stream) {
-    const launchable kernel = with_all_blocks(kernels().ll_combine, config_.config.num_sms);
+    const launchable kernel = with_all_blocks(kernels().ll_combine, bounded());
     templates::ll_combine_args args{};
     fill_ll_combine_args(args, setting(plan), plan, ranks, options.reduction);
     args.link = way_->link(options.lane);
@@ -60,7 +60,7 @@ void rank_backend::launch_ll_combine(const rank_plan& plan, const combine_args& 
     args.senders = blocks_for(lines, kernel.max_blocks / 2 - args.weight_blocks);
     const std::int32_t owners =
         blocks_for(plan.num_tokens * parts, kernel.max_blocks - args.weight_blocks - args.senders);
-    launch(comm_, kernel, args.weight_blocks + args.senders + owners, &args, stream, launch_mode::overlapping);
+    launch(comm_, kernel, args.weight_blocks + args.senders + owners, &args, stream, overlapping());
 }
 
 }  // namespace epjit::host

@@ -72,7 +72,7 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
             args.fill_last_slot - args.fill_first_slot + (plan.exact ? 0 : (plan.capacity + 7) / 8);
         const std::int64_t others =
             std::clamp<std::int64_t>(std::max(lines, fill), 1, std::max(1, kernel.max_blocks - args.senders));
-        launch(comm_, kernel, args.senders + others, &args, stream, launch_mode::overlapping);
+        launch(comm_, kernel, args.senders + others, &args, stream, overlapping());
     });
 }
 
@@ -93,7 +93,7 @@ void rank_backend::launch_direct_dispatch(const rank_plan& plan, const dispatch_
         (config_.num_ranks * tokens + lines_of_block - 1) / lines_of_block, 1, std::max<std::int64_t>(1, most / 4));
     args.senders =
         static_cast<templates::i32>(std::clamp<std::int64_t>((tokens + movers - 1) / movers, 1, most - receivers));
-    launch(comm_, kernel, args.senders + receivers, &args, stream, launch_mode::overlapping);
+    launch(comm_, kernel, args.senders + receivers, &args, stream, overlapping());
 }
 
 bool rank_backend::goes_direct(const rank_plan& plan) const {
@@ -160,11 +160,10 @@ template <std::int32_t NumRanks>
 void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                                   stream_t stream) {
     launchable kernel = kernels().combine;
-    // A budget holds for all blocks; else those that finish tokens take the places of those that sent weights.
-    const bool budget = config_.config.num_sms > 0;
+    // A bound holds for all blocks; else those that finish tokens take the places of those that sent weights.
     const std::int32_t resident = kernel.max_blocks;
-    kernel.max_blocks += budget ? 0 : static_cast<std::int32_t>(most_weight_blocks);
-    const std::int64_t most_weights = budget ? std::max(1, sending_blocks(resident) / 8) : most_weight_blocks;
+    kernel.max_blocks += bounded() ? 0 : static_cast<std::int32_t>(most_weight_blocks);
+    const std::int64_t most_weights = bounded() ? std::max(1, sending_blocks(resident) / 8) : most_weight_blocks;
     const std::int64_t weights_a_block = kernel.threads * weights_a_thread;
     by_windows(plan, 1, [&](const token_window& window) {
         templates::combine_args<NumRanks> args{};
@@ -177,7 +176,7 @@ void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ran
             args.weighted != 0
                 ? std::clamp<std::int64_t>((weights + weights_a_block - 1) / weights_a_block, 0, most_weights)
                 : 0);
-        const std::int32_t blocks = resident - (budget ? args.weight_blocks : 0);
+        const std::int32_t blocks = resident - (bounded() ? args.weight_blocks : 0);
         const std::int64_t lines = std::int64_t{config_.num_ranks - 1} * window.of(bound(plan));
         const std::int32_t percent = knobs(plan).combine_senders_percent;
         const std::int32_t most_senders =
@@ -185,7 +184,7 @@ void rank_backend::launch_combine(const rank_plan& plan, const combine_args& ran
                             args.weight_blocks);
         args.senders = static_cast<templates::i32>(std::clamp<std::int64_t>(lines, 1, most_senders));
         const std::int64_t own = std::clamp<std::int64_t>(tokens, 1, std::max(1, blocks - args.senders));
-        launch(comm_, kernel, args.weight_blocks + args.senders + own, &args, stream, launch_mode::overlapping);
+        launch(comm_, kernel, args.weight_blocks + args.senders + own, &args, stream, overlapping());
     });
 }
 

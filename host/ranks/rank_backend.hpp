@@ -124,6 +124,15 @@ class rank_backend : public backend {
     [[nodiscard]] static bool weights_travel(const rank_plan& plan) noexcept {
         return plan.options.layout != layout::flat;
     }
+    /// Two lanes: a call of either must find room on the GPU while the peers of the other's are not there yet.
+    [[nodiscard]] bool shares_gpu() const noexcept { return config_.config.lanes > 1; }
+    /// Of kernels that wait for peers. One that is launched before the end of the kernel in front takes SMs long before
+    /// it works.
+    [[nodiscard]] launch_mode overlapping() const noexcept {
+        return shares_gpu() ? launch_mode::after : launch_mode::overlapping;
+    }
+    /// The blocks that are resident are all that a call may have.
+    [[nodiscard]] bool bounded() const noexcept { return config_.config.num_sms > 0 || shares_gpu(); }
     /// Of `blocks`, those that a budget lets send where others may be more.
     [[nodiscard]] std::int32_t sending_blocks(std::int32_t blocks) const noexcept {
         const exchange_config& c = config_.config;
@@ -203,7 +212,7 @@ class rank_backend : public backend {
     /// Its tensors must be ready, and that kernel tell `what` is sent by and be the last that takes steps of the lane.
     [[nodiscard]] std::int32_t how_it_follows(const rank_plan& plan, const dispatch_options& options,
                                               rank_plan::told what) const noexcept {
-        const bool may = options.follows_plan && plan.tells >= what &&
+        const bool may = options.follows_plan && plan.tells >= what && !shares_gpu() &&
                          planned_[static_cast<std::size_t>(options.lane)] == plan.sequence;
         return may ? knobs(plan).dispatch_follows - 1 : 0;
     }

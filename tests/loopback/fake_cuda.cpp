@@ -21,7 +21,7 @@ namespace {
 struct fake_launch {
     std::string kernel;
     unsigned grid, threads, shared;
-    bool cooperative;
+    unsigned mode;  ///< bits: 1 cooperatively, 2 before the end of the kernel in front
     std::vector<unsigned char> args;
     // Not a kernel but a word that the stream writes.
     cu_pointer word = 0;
@@ -155,14 +155,14 @@ cu_result issue(fake_launch launch, epjit::stream_t stream) {
     return cu_success;
 }
 
-cu_result launch_any(cu_function f, unsigned grid, unsigned threads, unsigned shared, bool cooperative,
+cu_result launch_any(cu_function f, unsigned grid, unsigned threads, unsigned shared, unsigned mode,
                      epjit::stream_t stream, void** params) {
     const std::string& name = *reinterpret_cast<std::string*>(f);
     if (run_probe(name, params)) {
         return cu_success;
     }
     const auto* bytes = static_cast<const unsigned char*>(params[0]);
-    return issue({name, grid, threads, shared, cooperative, std::vector<unsigned char>(bytes, bytes + args_size(name))},
+    return issue({name, grid, threads, shared, mode, std::vector<unsigned char>(bytes, bytes + args_size(name))},
                  stream);
 }
 
@@ -207,14 +207,14 @@ std::size_t fake_cuda_num_launches() {
     const std::lock_guard lock(state().mutex);
     return state().launches.size();
 }
-/// Launch `index`: name, {grid, threads, shared, cooperative} and the argument bytes.
+/// Launch `index`: name, {grid, threads, shared, mode} and the argument bytes.
 const char* fake_cuda_launch(std::size_t index, unsigned* shape, const void** args) {
     const std::lock_guard lock(state().mutex);
     const fake_launch& l = state().launches[index];
     shape[0] = l.grid;
     shape[1] = l.threads;
     shape[2] = l.shared;
-    shape[3] = l.cooperative ? 1 : 0;
+    shape[3] = l.mode;
     *args = l.args.data();
     return l.kernel.c_str();
 }
@@ -311,11 +311,15 @@ cu_result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, cu_function, 
 }
 cu_result cuLaunchKernel(cu_function f, unsigned grid, unsigned, unsigned, unsigned threads, unsigned, unsigned,
                          unsigned shared, epjit::stream_t stream, void** params, void**) {
-    return launch_any(f, grid, threads, shared, false, stream, params);
+    return launch_any(f, grid, threads, shared, 0, stream, params);
+}
+cu_result cuLaunchKernelEx(const cu_launch_config* c, cu_function f, void** params, void**) {
+    const bool overlaps = c->num_attributes == 1 && c->attributes->id == launch_before_the_end;
+    return launch_any(f, c->grid[0], c->block[0], c->shared_bytes, overlaps ? 2 : 0, c->stream, params);
 }
 cu_result cuLaunchCooperativeKernel(cu_function f, unsigned grid, unsigned, unsigned, unsigned threads, unsigned,
                                     unsigned, unsigned shared, epjit::stream_t stream, void** params) {
-    return launch_any(f, grid, threads, shared, true, stream, params);
+    return launch_any(f, grid, threads, shared, 1, stream, params);
 }
 cu_result cuMemGetInfo_v2(std::size_t* available, std::size_t* total) {
     *available = *total = std::size_t{1} << 30;

@@ -37,7 +37,7 @@ class seen_launches {
     template <class Args>
     [[nodiscard]] std::vector<Args> of(const char* kernel) const {
         std::vector<Args> found;
-        each(kernel, [&](unsigned, const void* args) {
+        each(kernel, [&](const unsigned*, const void* args) {
             std::memcpy(static_cast<void*>(&found.emplace_back()), args, sizeof(Args));
         });
         return found;
@@ -45,7 +45,13 @@ class seen_launches {
     /// Their blocks.
     [[nodiscard]] std::vector<unsigned> blocks_of(const char* kernel) const {
         std::vector<unsigned> found;
-        each(kernel, [&](unsigned blocks, const void*) { found.push_back(blocks); });
+        each(kernel, [&](const unsigned* shape, const void*) { found.push_back(shape[0]); });
+        return found;
+    }
+    /// How they were launched: 0 after the kernel in front, 1 cooperatively, 2 before its end.
+    [[nodiscard]] std::vector<unsigned> modes_of(const char* kernel) const {
+        std::vector<unsigned> found;
+        each(kernel, [&](const unsigned* shape, const void*) { found.push_back(shape[3]); });
         return found;
     }
 
@@ -59,7 +65,7 @@ class seen_launches {
             const char* name =
                 fake<const char*(std::size_t, unsigned*, const void**)>("fake_cuda_launch")(i, shape, &args);
             if (std::strstr(name, kernel) != nullptr) {
-                visit(shape[0], args);
+                visit(shape, args);
             }
         }
     }

@@ -2,6 +2,8 @@
 // How many blocks a whole call of lsa may have, and how many of them send.
 #include "tests/nccl/lsa_ranks.hpp"
 
+#include <algorithm>
+
 namespace epjit {
 namespace {
 
@@ -62,6 +64,49 @@ TEST(sm_budget, bounds_all_blocks_of_a_call) {
 
 TEST(sm_budget, of_expansion_leaves_num_sms_to_those_that_send) {
     expect_shares(2, 4, 4, 2);
+}
+
+TEST(sm_budget, two_lanes_leave_room_for_each_other) {
+    exchange_config config = rank_of_three::config_of(max_tokens);
+    config.ll_max_tokens_per_rank = 4;
+    for (const int lanes : {1, 2}) {
+        config.lanes = lanes;
+        const seen_launches seen;
+        with_ranks(
+            [](rank_of_three& r) {
+                const dispatch_args d = r.dispatch();
+                r.ex.dispatch(r.p, {&d, 1}, {}, nullptr);
+                const combine_args c = r.combine();
+                r.ex.combine(r.p, {&c, 1}, {}, nullptr);
+                r.options.token_bound = 4;
+                r.args.num_tokens = std::min(r.tokens, 4);
+                const plan small = r.ex.make_plan({&r.args, 1}, r.options, nullptr);
+                dispatch_args few = d;
+                few.input.rows = r.args.num_tokens;
+                r.ex.dispatch(small, {&few, 1}, {}, nullptr);
+                combine_args sums = c;
+                sums.output.rows = r.args.num_tokens;
+                r.ex.combine(small, {&sums, 1}, {}, nullptr);
+            },
+            [&] {
+                // The fake GPU has four SMs of two blocks each.
+                for (const char* kernel : {"dispatch_kernel", "combine_kernel"}) {
+                    for (const unsigned mode : seen.modes_of(kernel)) {
+                        EXPECT_EQ(mode, lanes == 1 ? 2U : 0U) << kernel << ", " << lanes;
+                    }
+                    for (const unsigned blocks : seen.blocks_of(kernel)) {
+                        EXPECT_LE(blocks, lanes == 1 ? 8U + 16U : 6U) << kernel << ", " << lanes;
+                    }
+                }
+                for (const char* kernel : {"ll_dispatch_kernel", "ll_combine_kernel"}) {
+                    EXPECT_FALSE(seen.blocks_of(kernel).empty());
+                    for (const unsigned blocks : seen.blocks_of(kernel)) {
+                        EXPECT_LE(blocks, lanes == 1 ? 32U : 4U) << kernel << ", " << lanes;
+                    }
+                }
+            },
+            nullptr, config);
+    }
 }
 
 TEST(sm_budget, of_expansion_without_one_of_sending_is_refused) {
