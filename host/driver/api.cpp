@@ -35,6 +35,8 @@ bool fill(driver_api& api, void* library, std::string& missing) {
 #undef EPJIT_DRIVER_LOOKUP
     api.launch_with = reinterpret_cast<cu_result (*)(const cu_launch_config*, cu_function, void**, void**)>(
         dlsym(library, "cuLaunchKernelEx"));
+    api.capture_info = reinterpret_cast<cu_result (*)(stream_t, capture_status*, std::uint64_t*)>(
+        dlsym(library, "cuStreamGetCaptureInfo"));
     return true;
 }
 

@@ -194,6 +194,10 @@ struct driver_api {
     /// "cuLaunchKernelEx", which drivers of CUDA 11.8 brought; null before.
     cu_result (*launch_with)(const cu_launch_config*, cu_function, void**, void**) = nullptr;
 
+    /// "cuStreamGetCaptureInfo" as CUDA 10.1 brought it: the status, and a number of its own for each capture; may be
+    /// null.
+    cu_result (*capture_info)(stream_t, capture_status*, std::uint64_t*) = nullptr;
+
     std::string path;  ///< what was opened
     int version = 0;   ///< 13000 for CUDA 13.0
     int num_devices = 0;

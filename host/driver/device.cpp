@@ -212,6 +212,16 @@ void gpu_graph::launch(stream_t stream) const {
     context->api().check(context->api().graph_launch(exec_.get(), stream), "cuGraphLaunch");
 }
 
+std::optional<std::uint64_t> capture_of(const driver_api& api, stream_t stream) noexcept {
+    capture_status status = capture_status::none;
+    std::uint64_t number = 0;
+    if (api.capture_info == nullptr || api.capture_info(stream, &status, &number) != cu_success ||
+        status == capture_status::invalidated) {
+        return std::nullopt;
+    }
+    return status == capture_status::none ? 0 : number;
+}
+
 stream_capture::stream_capture(const shared_context& context, stream_t stream) : context_(context), stream_(stream) {
     ensure(context);
     const scoped_context current(*context);

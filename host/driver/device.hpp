@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -163,6 +164,10 @@ class gpu_event {
    private:
     unique_handle<detail::event_traits> event_;
 };
+
+/// Names the capture that the stream is in; 0: it is in none. Nothing where the driver does not say. Asks the driver
+/// once.
+std::optional<std::uint64_t> capture_of(const driver_api& api, stream_t stream) noexcept;
 
 /// Work that was captured, ready to be launched any number of times. What it reads and writes must live as long.
 class gpu_graph {

@@ -212,7 +212,7 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
     } else {
         launch_plan(*plan, ranks[0], stream);
     }
-    planned_[static_cast<std::size_t>(options.lane)] = plan->sequence;
+    planned_[static_cast<std::size_t>(options.lane)] = {plan->sequence, capture_of(comm_.context->api(), stream)};
     if (plan->exact) {
         wait_for_counts(*plan, stream);
     }
@@ -290,7 +290,7 @@ void rank_backend::take_back(std::int32_t lane) noexcept {
     lane_rows& rows = rows_[static_cast<std::size_t>(lane)];
     rows.lease.advance();
     rows.sequence = 0;
-    planned_[static_cast<std::size_t>(lane)] = 0;
+    planned_[static_cast<std::size_t>(lane)] = {};
 }
 
 void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own, travelled how) noexcept {

@@ -138,7 +138,7 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
     }
     const scoped_context current(*comm_.context);
     const std::int32_t follows =
-        how_it_follows(plan, options, few ? rank_plan::told::ranks : rank_plan::told::positions);
+        how_it_follows(plan, options, few ? rank_plan::told::ranks : rank_plan::told::positions, stream);
     begin_call(plan, options.lane, stream);
     if (few) {
         launch_ll_dispatch(plan, ranks[0], options, follows, stream);

@@ -209,11 +209,14 @@ class rank_backend : public backend {
     /// How rows came: only those that were staged can be lent.
     enum class travelled : std::uint8_t { staged, packets, straight };
     /// How a dispatch of the plan begins, as its arguments say: 0 when the plan's kernel has ended, else before that.
-    /// Its tensors must be ready, and that kernel tell `what` is sent by and be the last that takes steps of the lane.
+    /// Its tensors must be ready, and that kernel tell `what` is sent by, be the last that takes steps of the lane, and
+    /// be replayed whenever the dispatch is.
     [[nodiscard]] std::int32_t how_it_follows(const rank_plan& plan, const dispatch_options& options,
-                                              rank_plan::told what) const noexcept {
+                                              rank_plan::told what, stream_t stream) const noexcept {
+        const made_plan& last = planned_[static_cast<std::size_t>(options.lane)];
         const bool may = options.follows_plan && plan.tells >= what && !shares_gpu() &&
-                         planned_[static_cast<std::size_t>(options.lane)] == plan.sequence;
+                         last.sequence == plan.sequence && last.capture &&
+                         last.capture == capture_of(comm_.context->api(), stream);
         return may ? knobs(plan).dispatch_follows - 1 : 0;
     }
     // What a lane's last dispatch left may be lent until the memory is used again.
@@ -237,8 +240,12 @@ class rank_backend : public backend {
     device_buffer window_lines_;  ///< [lanes, window_numbers(R)], empty where no call takes more than one window
     std::array<lane_order, templates::max_lanes> order_;
     std::array<lane_rows, templates::max_lanes> rows_;
-    /// Sequence of the plan whose making was the lane's last call; 0: another call came after it.
-    std::array<std::uint32_t, templates::max_lanes> planned_{};
+    /// The plan whose making was a lane's last call.
+    struct made_plan {
+        std::uint32_t sequence = 0;            ///< 0: another call came after it
+        std::optional<std::uint64_t> capture;  ///< see capture_of()
+    };
+    std::array<made_plan, templates::max_lanes> planned_;
     std::uint32_t sequence_ = 0;
     bool first_step_done_ = false;
     bool warned_ = false;

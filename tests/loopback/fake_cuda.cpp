@@ -39,6 +39,7 @@ struct fake_state {
     bool spoilt = false;                    ///< the capture, by a call that cannot be captured
     std::vector<fake_launch> recorded;
     std::atomic<long> graphs{0};  ///< alive, instantiated or not
+    std::uint64_t captures = 0;   ///< begun so far
     std::atomic<int> replay_hangs_after{-1};
 };
 fake_state& state() {
@@ -473,6 +474,7 @@ cu_result cuStreamBeginCapture_v2(epjit::stream_t stream, capture_mode) {
         return cu_capture_unsupported;
     }
     state().capturing = stream;
+    ++state().captures;
     state().spoilt = false;
     state().recorded.clear();
     return cu_success;
@@ -495,6 +497,12 @@ cu_result cuStreamIsCapturing(epjit::stream_t stream, capture_status* status) {
               : state().spoilt                                 ? capture_status::invalidated
                                                                : capture_status::active;
     return cu_success;
+}
+cu_result cuStreamGetCaptureInfo(epjit::stream_t stream, capture_status* status, std::uint64_t* number) {
+    const cu_result result = cuStreamIsCapturing(stream, status);
+    const std::lock_guard lock(state().mutex);
+    *number = state().captures;
+    return result;
 }
 cu_result cuThreadExchangeStreamCaptureMode(capture_mode*) {
     return cu_success;

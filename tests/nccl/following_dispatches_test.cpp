@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which dispatches of lsa may begin before their plan has ended, against a stub NCCL and a fake driver.
+#include "host/driver/device.hpp"
+#include "host/exchange/exchange_state.hpp"
 #include "tests/nccl/lsa_ranks.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 namespace epjit {
@@ -18,25 +23,29 @@ constexpr dispatch_options promised{.follows_plan = true};
 /// The calls of one rank, each of its tokens that the bound leaves.
 class caller {
    public:
-    explicit caller(rank_of_three& r, plan_source source = plan_source::automatic, std::int32_t bound = 0)
-        : r_(r), dispatch_(r.dispatch()) {
+    explicit caller(rank_of_three& r, plan_source source = plan_source::automatic, std::int32_t bound = 0,
+                    stream_t stream = nullptr)
+        : r_(r), stream_(stream), dispatch_(r.dispatch()) {
         r.options.source = source;
         r.options.token_bound = bound;
         r.args.num_tokens = bound != 0 ? std::min(r.tokens, bound) : r.tokens;
         dispatch_.input.rows = r.args.num_tokens;
     }
-    [[nodiscard]] plan make_plan() const { return r_.ex.make_plan({&r_.args, 1}, r_.options, nullptr); }
+    [[nodiscard]] plan make_plan(plan reuse = {}) const {
+        return r_.ex.make_plan({&r_.args, 1}, r_.options, stream_, std::move(reuse));
+    }
     void dispatch(const plan& p, const dispatch_options& options) const {
-        r_.ex.dispatch(p, {&dispatch_, 1}, options, nullptr);
+        r_.ex.dispatch(p, {&dispatch_, 1}, options, stream_);
     }
     void combine(const plan& p) const {
         combine_args c = r_.combine();
         c.output.rows = r_.args.num_tokens;
-        r_.ex.combine(p, {&c, 1}, {}, nullptr);
+        r_.ex.combine(p, {&c, 1}, {}, stream_);
     }
 
    private:
     rank_of_three& r_;
+    stream_t stream_;
     dispatch_args dispatch_;
 };
 
@@ -93,6 +102,32 @@ TEST(following_dispatches, are_those_of_the_first_window_of_tokens) {
                     },
                     4),
                 ElementsAre(1, 0, 0));
+}
+
+TEST(following_dispatches, are_in_the_graph_of_their_plan) {
+    static std::mutex turn;  // the fake captures one stream at a time
+    EXPECT_THAT(flags_of_dispatches([](rank_of_three& r) {
+                    const std::lock_guard lock(turn);
+                    const host::shared_context context = r.ex.state().comm->context;
+                    const host::gpu_stream stream(context);
+                    const caller c(r, plan_source::automatic, 0, stream.get());
+                    plan p = c.make_plan();
+                    const auto replayed = [&](const std::function<void()>& calls) {
+                        host::stream_capture capture(context, stream.get());
+                        calls();
+                        const host::gpu_graph graph = capture.end();
+                        graph.launch(stream.get());
+                        host::synchronize(context, stream.get());
+                    };
+                    replayed([&] { c.dispatch(p, promised); });  // of a plan that is not replayed
+                    replayed([&] {
+                        p = c.make_plan(std::move(p));
+                        c.dispatch(p, promised);  // follows
+                    });
+                    replayed([&] { p = c.make_plan(std::move(p)); });
+                    replayed([&] { c.dispatch(p, promised); });  // of a plan in another graph
+                }),
+                ElementsAre(0, 1, 0));
 }
 
 TEST(following_dispatches, of_many_tokens_wait_for_a_plan_that_tells_no_positions) {
