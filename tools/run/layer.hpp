@@ -29,9 +29,10 @@ struct layer_options {
     /// Rows go into the exchange's window_output, which no other layer of the lane may use meanwhile. The problem's
     /// dispatch_stride is H.
     bool into_window = false;
-    bool follows_plan =
-        false;  ///< dispatch_options::follows_plan, in a graph, where each dispatch has its plan before it
-    bool plan_again = false;  ///< the same elsewhere: each whole dispatch comes right behind its plan, made once more
+    /// dispatch_options::follows_plan, in a graph: there each dispatch has its plan in front.
+    bool follows_plan = false;
+    /// The same elsewhere: each whole dispatch comes right behind its plan, which is made once more.
+    bool plan_again = false;
     /// Combine is given what dispatch made, without a visit to the host: for experts that return their input (scale 1,
     /// bias 0), one dtype and stride, not on flat.
     bool experts_in_place = false;
