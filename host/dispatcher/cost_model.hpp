@@ -45,7 +45,8 @@ struct workload {
     double combine_row_bytes = 0;   ///< of a row given to combine
     layout rows = layout::expert_major;
     epjit::mode mode = mode::exact;
-    std::int32_t num_sms = 0;  ///< 0: as many as help
+    std::int32_t num_sms = 0;          ///< 0: as many as help
+    std::int32_t staged_launches = 1;  ///< lsa: that a call takes whose rows are staged on their way
 };
 
 /// Bytes that one GPU moves in one operation.

@@ -7,6 +7,13 @@
 #include <cmath>
 
 namespace epjit::host {
+namespace {
+
+/// What each launch of a staged call but the first adds: from its start to its first row's arrival, and from its last
+/// row's stores to its end, as measured on two H200s (docs/performance.md).
+constexpr double ends_of_launch_us = 17;
+
+}  // namespace
 
 workload workload_of(const exchange_config& config) {
     workload work;
@@ -32,6 +39,7 @@ window_way choose_window_way(const workload& work, const link_rates& rates, std:
     window_way way;
     way.straight = predict_window_dispatch(true, work, rates);
     way.staged = predict_window_dispatch(false, work, rates);
+    way.staged.us += ends_of_launch_us * (std::max(1, work.staged_launches) - 1);
     way.told = knob != 0;
     way.direct = way.told ? knob == 2 : way.straight.us <= way.staged.us;
     return way;

@@ -96,5 +96,7 @@ std::unique_ptr<backend> make_loopback_backend(communicator_state& comm, const r
 /// Bytes of an lsa exchange's window on each rank, nearly all of its workspace. Of `config` the shape, the types, the
 /// lanes, the slots and the ranks count.
 std::int64_t lsa_window_bytes(const resolved_config& config);
+/// Launches of its whole calls with up to `tokens` tokens a rank, where rows are staged on their way.
+std::int32_t lsa_launches(const resolved_config& config, std::int32_t tokens);
 
 }  // namespace epjit::host

@@ -158,6 +158,10 @@ std::int64_t lsa_window_bytes(const resolved_config& config) {
     return window_parts(config.num_ranks, shape_travel(config)).total_;
 }
 
+std::int32_t lsa_launches(const resolved_config& config, std::int32_t tokens) {
+    return shape_travel(config).launches(tokens);
+}
+
 std::unique_ptr<transport> make_lsa_transport(communicator_state& comm, const resolved_config& config,
                                               const travel_shape& shape) {
     return std::make_unique<lsa_transport>(comm, config, shape);

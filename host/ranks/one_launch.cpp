@@ -104,6 +104,7 @@ bool rank_backend::goes_direct(const rank_plan& plan) const {
     work.ranks = config_.num_ranks;
     work.tokens = bound(plan);
     work.rows = plan.options.layout;
+    work.staged_launches = shape_.launches(bound(plan));
     return choose_window_way(work, link_rates{}, knobs(plan).window_dispatch).direct;
 }
 

@@ -7,6 +7,7 @@
 #include "host/exchange/backend.hpp"
 #include "host/exchange/layouts.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -34,6 +35,10 @@ struct travel_shape {
     std::array<std::int64_t, num_travel_areas> packet_bytes{};
     std::int64_t routing_bytes = 0;  ///< one rank's routing as every rank gets it, for max_tokens_per_rank tokens
 
+    /// Launches that a whole call takes whose ranks bring up to `tokens` tokens.
+    [[nodiscard]] std::int32_t launches(std::int32_t tokens) const noexcept {
+        return staged_lines > 0 ? std::max(1, (tokens + staged_lines - 1) / staged_lines) : 1;
+    }
     /// Bytes of one rank's region; at least K rows of partials, so that one token's rows fit.
     [[nodiscard]] std::int64_t region(travel_area area) const noexcept;
     std::int32_t topk = 1;

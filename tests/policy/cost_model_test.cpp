@@ -210,6 +210,18 @@ TEST(window_way, a_knob_says_otherwise) {
     EXPECT_TRUE(choose_window_way(measured_job(2), rates, 2).direct);
 }
 
+TEST(window_way, of_a_staged_call_every_launch_more_costs_its_ends) {
+    workload w = measured_job(2);
+    const window_way one = choose_window_way(w, rates, 0);
+    w.staged_launches = 3;
+    const window_way three = choose_window_way(w, rates, 0);
+    EXPECT_NEAR(three.staged.us - one.staged.us, 2 * 17, 1e-9);
+    EXPECT_EQ(three.straight.us, one.straight.us);
+    w.staged_launches = 1000;
+    EXPECT_FALSE(one.direct);
+    EXPECT_TRUE(choose_window_way(w, rates, 0).direct);
+}
+
 TEST(window_way, is_of_ranks_that_reach_each_other) {
     EXPECT_EQ(predict_window_dispatch(true, measured_job(8, 2), rates).us, 0);
     exchange_config c;

@@ -56,6 +56,16 @@ TEST(lsa_workspace, is_bounded_by_the_callers_bytes_down_to_a_token_of_every_ran
     EXPECT_EQ(shape_travel(c).staged_lines, 8192);
 }
 
+TEST(lsa_workspace, says_how_many_launches_a_call_takes) {
+    resolved_config c = prefill(8, 8192);
+    EXPECT_EQ(lsa_launches(c, 8192), 2);
+    EXPECT_EQ(lsa_launches(c, 4160), 1);
+    EXPECT_EQ(lsa_launches(c, 0), 1);
+    c.config.staging_bytes = std::int64_t{8} * 100 * 7168 * 2;
+    EXPECT_EQ(lsa_launches(c, 101), 2);
+    EXPECT_EQ(lsa_launches(c, 1000), 10);
+}
+
 TEST(lsa_workspace, counts_scales_and_the_longer_of_the_two_rows) {
     resolved_config c = prefill(8, 8192);
     c.config.staging_bytes = std::int64_t{8} * 100 * (7168 + 56 * 4);

@@ -226,6 +226,7 @@ struct workspace {
     std::int32_t window_rows = 0;  ///< with --window those of the rank that may get most; 0: none
     std::uint64_t bytes = 0;
     std::uint64_t halves_bytes = 0;  ///< as exchange_config::halves asks for
+    std::int32_t launches = 1;       ///< of a staged call
 };
 
 /// Empty but for lsa.
@@ -251,18 +252,20 @@ std::optional<workspace> workspace_of(const subject& s, exchange_kind exchange) 
     }
     resolved.config.window_rows = w.window_rows;
     w.bytes = static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
+    w.launches = host::lsa_launches(resolved, resolved.config.max_tokens_per_rank);
     resolved.config.halves = true;
     w.halves_bytes = static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
     return w;
 }
 
 /// Of a dispatch into lent outputs; empty but for lsa.
-std::optional<host::window_way> window_way(const subject& s, exchange_kind exchange) {
-    if (exchange != exchange_kind::lsa) {
+std::optional<host::window_way> window_way(const subject& s, const std::optional<workspace>& memory) {
+    if (!memory) {
         return std::nullopt;
     }
     host::workload work = s.question.largest;
     work.hosts = 1;
+    work.staged_launches = memory->launches;
     return host::choose_window_way(work, s.question.rates,
                                    s.knobs.launches(s.run.layout, s.key.tokens).window_dispatch);
 }
@@ -300,7 +303,7 @@ int explain_command(context& ctx) {
     const host::exchange_choice choice = host::choose_exchange(s.question);
     settle_knobs(ctx, s, choice.exchange);
     const std::optional<workspace> memory = workspace_of(s, choice.exchange);
-    const std::optional<host::window_way> windows = window_way(s, choice.exchange);
+    const std::optional<host::window_way> windows = window_way(s, memory);
     const auto predictions = host::predict_all(s.question.largest, s.question.rates);
 
     std::vector<jit::compile_job> jobs;
