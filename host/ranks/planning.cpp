@@ -100,9 +100,9 @@ void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks,
             ? 1
             : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
     const bool tells = flagged && blocks == 1 && bound(plan) <= plan.early_tokens;
-    plan.tells = tells ? rank_plan::told::ranks : rank_plan::told::nothing;
-    args.early = tells ? plan.early : nullptr;
-    args.tells_end = tells && knobs(plan).dispatch_follows == 3 ? 1 : 0;
+    let_follow(plan, tells ? rank_plan::told::ranks : rank_plan::told::nothing);
+    args.early = plan.tells == rank_plan::told::ranks ? plan.early : nullptr;
+    args.tells_end = tells_end(plan) ? 1 : 0;
     if (flagged) {
         args.phases = templates::gathered_phase_send | templates::gathered_phase_plan;
         launch(comm_, kernel, blocks, &args, stream, blocks > 1 ? launch_mode::cooperative : overlapping());
@@ -134,8 +134,8 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
     const launchable& kernel = kernels().plan;
     // The same grid in each launch: they share the blocks' counts.
     const std::int64_t blocks = templates::exchange_plan_blocks(plan.num_tokens, kernel.max_blocks);
-    plan.tells = way_->peers_written() ? rank_plan::told::positions : rank_plan::told::nothing;
-    args.tells_end = way_->peers_written() && knobs(plan).dispatch_follows == 3 ? 1 : 0;
+    let_follow(plan, way_->peers_written() ? rank_plan::told::positions : rank_plan::told::nothing);
+    args.tells_end = tells_end(plan) ? 1 : 0;
     if (way_->peers_written()) {
         args.phases = templates::plan_phase_count | templates::plan_phase_place | templates::plan_phase_finish;
         launch(comm_, kernel, blocks, &args, stream, cooperative_if(blocks > 1));
@@ -176,7 +176,11 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
     } else {
         launch_plan(*plan, ranks[0], stream);
     }
-    planned_[static_cast<std::size_t>(options.lane)] = {plan->sequence, capture_of(comm_.context->api(), stream)};
+    made_plan& last = planned_[static_cast<std::size_t>(options.lane)];
+    last = {};
+    if (plan->tells != rank_plan::told::nothing) {
+        last = {plan->sequence, capture_of(comm_.context->api(), stream)};
+    }
     if (plan->exact) {
         wait_for_counts(*plan, stream);
     }

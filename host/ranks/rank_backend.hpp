@@ -113,6 +113,14 @@ class rank_backend : public backend {
                                                 stream_t stream);
     void fill_plan_head(templates::plan_head& head, templates::plan_rank& own, const rank_plan& plan,
                         const plan_args& ranks) const;
+    /// Says `what` the plan's kernel tells; no dispatch follows where two lanes share the GPU.
+    void let_follow(rank_plan& plan, rank_plan::told what) const noexcept {
+        plan.tells = shares_gpu() ? rank_plan::told::nothing : what;
+    }
+    /// Whether it tells its end too.
+    [[nodiscard]] bool tells_end(const rank_plan& plan) const noexcept {
+        return plan.tells != rank_plan::told::nothing && knobs(plan).dispatch_follows == 3;
+    }
     void launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
     void launch_gathered_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
     [[nodiscard]] bool gathers(const plan_options& options);
@@ -214,8 +222,7 @@ class rank_backend : public backend {
     [[nodiscard]] std::int32_t how_it_follows(const rank_plan& plan, const dispatch_options& options,
                                               rank_plan::told what, stream_t stream) const noexcept {
         const made_plan& last = planned_[static_cast<std::size_t>(options.lane)];
-        const bool may = options.follows_plan && plan.tells >= what && !shares_gpu() &&
-                         last.sequence == plan.sequence && last.capture &&
+        const bool may = options.follows_plan && plan.tells >= what && last.sequence == plan.sequence && last.capture &&
                          last.capture == capture_of(comm_.context->api(), stream);
         return may ? knobs(plan).dispatch_follows - 1 : 0;
     }
@@ -240,9 +247,9 @@ class rank_backend : public backend {
     device_buffer window_lines_;  ///< [lanes, window_numbers(R)], empty where no call takes more than one window
     std::array<lane_order, templates::max_lanes> order_;
     std::array<lane_rows, templates::max_lanes> rows_;
-    /// The plan whose making was a lane's last call.
+    /// The plan whose making was a lane's last call, where a dispatch may follow it.
     struct made_plan {
-        std::uint32_t sequence = 0;            ///< 0: another call came after it
+        std::uint32_t sequence = 0;            ///< 0: none, or another call came after it
         std::optional<std::uint64_t> capture;  ///< see capture_of()
     };
     std::array<made_plan, templates::max_lanes> planned_;

@@ -35,9 +35,14 @@ struct travel_shape {
     std::array<std::int64_t, num_travel_areas> packet_bytes{};
     std::int64_t routing_bytes = 0;  ///< one rank's routing as every rank gets it, for max_tokens_per_rank tokens
 
-    /// Launches that a whole call takes whose ranks bring up to `tokens` tokens.
-    [[nodiscard]] std::int32_t launches(std::int32_t tokens) const noexcept {
-        return staged_lines > 0 ? std::max(1, (tokens + staged_lines - 1) / staged_lines) : 1;
+    /// Tokens that a launch brings at most, a multiple of `unit` where that leaves any.
+    [[nodiscard]] std::int32_t launch_tokens(std::int32_t unit) const noexcept {
+        return std::min(std::max(1, staged_lines / unit) * unit, staged_lines);
+    }
+    /// Launches that a whole call takes whose ranks bring up to `tokens` tokens, each a multiple of `unit` of them.
+    [[nodiscard]] std::int32_t launches(std::int32_t tokens, std::int32_t unit = 1) const noexcept {
+        return staged_lines <= 0 || tokens <= staged_lines ? 1
+                                                           : (tokens + launch_tokens(unit) - 1) / launch_tokens(unit);
     }
     /// Bytes of one rank's region; at least K rows of partials, so that one token's rows fit.
     [[nodiscard]] std::int64_t region(travel_area area) const noexcept;

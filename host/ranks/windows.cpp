@@ -16,16 +16,13 @@ std::int32_t rank_backend::most_tokens(const rank_plan& plan) const noexcept {
 
 std::int32_t rank_backend::window_tokens(const rank_plan& plan, std::int32_t unit) const noexcept {
     const std::int32_t most = most_tokens(plan);
-    const std::int32_t room = shape_.staged_lines;
-    if (most <= room) {
+    if (most <= shape_.staged_lines) {
         return 0;
     }
     // Equal windows, as few as there may be.
-    const std::int32_t units = std::max(1, room / unit);
-    const std::int32_t whole = std::min(units * unit, room);
-    const std::int32_t windows = (most + whole - 1) / whole;
+    const std::int32_t windows = shape_.launches(most, unit);
     const std::int32_t equal = (most + windows - 1) / windows;
-    return std::min((equal + unit - 1) / unit * unit, whole);
+    return std::min((equal + unit - 1) / unit * unit, shape_.launch_tokens(unit));
 }
 
 void rank_backend::require_one_window(const rank_plan& plan, const char* call) const {

@@ -6,7 +6,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <functional>
 #include <mutex>
 #include <utility>
@@ -20,33 +19,30 @@ using testing::ElementsAre;
 
 constexpr dispatch_options promised{.follows_plan = true};
 
-/// The calls of one rank, each of its tokens that the bound leaves.
+/// The calls of one rank on a stream.
 class caller {
    public:
     explicit caller(rank_of_three& r, plan_source source = plan_source::automatic, std::int32_t bound = 0,
                     stream_t stream = nullptr)
-        : r_(r), stream_(stream), dispatch_(r.dispatch()) {
+        : r_(r), stream_(stream) {
         r.options.source = source;
-        r.options.token_bound = bound;
-        r.args.num_tokens = bound != 0 ? std::min(r.tokens, bound) : r.tokens;
-        dispatch_.input.rows = r.args.num_tokens;
+        r.bring_at_most(bound);
     }
     [[nodiscard]] plan make_plan(plan reuse = {}) const {
         return r_.ex.make_plan({&r_.args, 1}, r_.options, stream_, std::move(reuse));
     }
     void dispatch(const plan& p, const dispatch_options& options) const {
-        r_.ex.dispatch(p, {&dispatch_, 1}, options, stream_);
+        const dispatch_args d = r_.dispatch();
+        r_.ex.dispatch(p, {&d, 1}, options, stream_);
     }
     void combine(const plan& p) const {
-        combine_args c = r_.combine();
-        c.output.rows = r_.args.num_tokens;
+        const combine_args c = r_.combine();
         r_.ex.combine(p, {&c, 1}, {}, stream_);
     }
 
    private:
     rank_of_three& r_;
     stream_t stream_;
-    dispatch_args dispatch_;
 };
 
 /// The flag of each launch of rank 0, in order.

@@ -9,6 +9,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <dlfcn.h>
@@ -105,7 +106,7 @@ class rank_of_three {
     }
     [[nodiscard]] dispatch_args dispatch() {
         dispatch_args d;
-        d.input = tensor(tokens);
+        d.input = tensor(args.num_tokens);
         d.output = tensor(args.capacity);
         d.row_source = sources.data();
         return d;
@@ -113,8 +114,20 @@ class rank_of_three {
     [[nodiscard]] combine_args combine() {
         combine_args c;
         c.rows = tensor(args.capacity);
-        c.output = tensor(tokens);
+        c.output = tensor(args.num_tokens);
         return c;
+    }
+    /// From here on calls are bounded by `bound` tokens a rank; 0: by none, and this rank brings all of its own.
+    void bring_at_most(std::int32_t bound) {
+        options.token_bound = bound;
+        args.num_tokens = bound != 0 ? std::min(tokens, bound) : tokens;
+    }
+    /// A whole dispatch and a whole combine.
+    void dispatch_and_combine(const plan& of) {
+        const dispatch_args d = dispatch();
+        ex.dispatch(of, {&d, 1}, {}, nullptr);
+        const combine_args c = combine();
+        ex.combine(of, {&c, 1}, {}, nullptr);
     }
 
     std::int32_t tokens;

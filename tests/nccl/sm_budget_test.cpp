@@ -2,8 +2,6 @@
 // How many blocks a whole call of lsa may have, and how many of them send.
 #include "tests/nccl/lsa_ranks.hpp"
 
-#include <algorithm>
-
 namespace epjit {
 namespace {
 
@@ -36,26 +34,20 @@ void expect_shares(std::int32_t num_sms, std::int32_t expansion_sms, unsigned mo
     config.num_sms = num_sms;
     config.expansion_sms = expansion_sms;
     const seen_launches seen;
-    with_ranks(
-        [](rank_of_three& r) {
-            const dispatch_args d = r.dispatch();
-            r.ex.dispatch(r.p, {&d, 1}, {}, nullptr);
-            const combine_args c = r.combine();
-            r.ex.combine(r.p, {&c, 1}, {}, nullptr);
-        },
-        [&] {
-            for (const auto& all : {shares_of<kernels::dispatch_args<8>>(seen, "dispatch_kernel"),
-                                    shares_of<kernels::combine_args<8>>(seen, "combine_kernel")}) {
-                ASSERT_EQ(all.size(), static_cast<std::size_t>(num_ranks));
-                for (const shares& s : all) {
-                    EXPECT_LE(s.blocks, most_blocks);
-                    EXPECT_LE(s.sending, most_sending);
-                    EXPECT_GE(s.sending, 1);
-                    EXPECT_GT(static_cast<int>(s.blocks), s.sending) << "somebody works on what arrives";
-                }
-            }
-        },
-        nullptr, config);
+    with_ranks([](rank_of_three& r) { r.dispatch_and_combine(r.p); },
+               [&] {
+                   for (const auto& all : {shares_of<kernels::dispatch_args<8>>(seen, "dispatch_kernel"),
+                                           shares_of<kernels::combine_args<8>>(seen, "combine_kernel")}) {
+                       ASSERT_EQ(all.size(), static_cast<std::size_t>(num_ranks));
+                       for (const shares& s : all) {
+                           EXPECT_LE(s.blocks, most_blocks);
+                           EXPECT_LE(s.sending, most_sending);
+                           EXPECT_GE(s.sending, 1);
+                           EXPECT_GT(static_cast<int>(s.blocks), s.sending) << "somebody works on what arrives";
+                       }
+                   }
+               },
+               nullptr, config);
 }
 
 TEST(sm_budget, bounds_all_blocks_of_a_call) {
@@ -74,19 +66,10 @@ TEST(sm_budget, two_lanes_leave_room_for_each_other) {
         const seen_launches seen;
         with_ranks(
             [](rank_of_three& r) {
-                const dispatch_args d = r.dispatch();
-                r.ex.dispatch(r.p, {&d, 1}, {}, nullptr);
-                const combine_args c = r.combine();
-                r.ex.combine(r.p, {&c, 1}, {}, nullptr);
-                r.options.token_bound = 4;
-                r.args.num_tokens = std::min(r.tokens, 4);
+                r.dispatch_and_combine(r.p);
+                r.bring_at_most(4);
                 const plan small = r.ex.make_plan({&r.args, 1}, r.options, nullptr);
-                dispatch_args few = d;
-                few.input.rows = r.args.num_tokens;
-                r.ex.dispatch(small, {&few, 1}, {}, nullptr);
-                combine_args sums = c;
-                sums.output.rows = r.args.num_tokens;
-                r.ex.combine(small, {&sums, 1}, {}, nullptr);
+                r.dispatch_and_combine(small);
             },
             [&] {
                 // The fake GPU has four SMs of two blocks each.

@@ -273,11 +273,9 @@ TEST(token_windows, halves_and_lent_rows_of_a_call_of_several_are_refused_by_the
             r.ex.dispatch(r.p, {&d, 1}, {}, nullptr);
             EXPECT_THAT(refused([&] { (void)r.ex.lend_rows(r.p, 0, 1); }), named("lend_rows"));
             // A smaller bound fits.
-            r.options.token_bound = 4;
-            r.args.num_tokens = std::min(r.tokens, 4);
+            r.bring_at_most(4);
             const plan small = r.ex.make_plan({&r.args, 1}, r.options, nullptr);
-            dispatch_args few = d;
-            few.input.rows = r.args.num_tokens;
+            const dispatch_args few = r.dispatch();
             r.ex.dispatch_send(small, {&few, 1}, {}, nullptr);
             r.ex.dispatch_receive(small, {&few, 1}, {}, nullptr);
         },

@@ -326,16 +326,18 @@ int explain_command(context& ctx) {
         for (const auto& job : jobs) {
             keys.push_back(job.key.hex());
         }
+        const auto of_memory = [&memory](auto workspace::*field) {
+            return memory ? nlohmann::ordered_json((*memory).*field) : nlohmann::ordered_json();
+        };
         print_json({{"exchange", name(choice.exchange)},
                     {"reason", choice.reason},
                     {"plan_source", source_text(s, choice.exchange)},
                     {"why_not", std::move(others)},
                     {"keys", std::move(keys)},
                     {"knobs", knobs_json(s)},
-                    {"window_rows", memory ? nlohmann::ordered_json(memory->window_rows) : nlohmann::ordered_json()},
-                    {"workspace_bytes", memory ? nlohmann::ordered_json(memory->bytes) : nlohmann::ordered_json()},
-                    {"workspace_halves_bytes",
-                     memory ? nlohmann::ordered_json(memory->halves_bytes) : nlohmann::ordered_json()},
+                    {"window_rows", of_memory(&workspace::window_rows)},
+                    {"workspace_bytes", of_memory(&workspace::bytes)},
+                    {"workspace_halves_bytes", of_memory(&workspace::halves_bytes)},
                     {"window_dispatch", window_json(windows)},
                     {"predictions", predictions_json(predictions)},
                     {"floor_us", std::round(host::floor_us(s.question.largest, s.question.rates) * 10) / 10}});
