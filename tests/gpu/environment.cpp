@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <stdexcept>
@@ -36,6 +37,7 @@ class verified_writer : public ::testing::Environment {
             ::testing::UnitTest::GetInstance()->failed_test_count() != 0) {
             return;
         }
+        std::filesystem::create_directories(directory);
         const auto context = gpu_runtime().state().context(0);
         const jit::template_set& templates = gpu_runtime().state().templates();
         char date[32] = {};
@@ -49,11 +51,14 @@ class verified_writer : public ::testing::Environment {
                 ADD_FAILURE() << kernel << " has no line in kernel_roots()";
                 continue;
             }
-            std::ofstream(fmt::format("{}/{}.json", directory, kernel)) << fmt::format(
+            std::ofstream file(fmt::format("{}/{}.json", directory, kernel));
+            file << fmt::format(
                 "{{\n  \"kernel\": \"{}\",\n  \"template_digest\": \"{}\",\n  \"gpu\": \"{}\",\n"
                 "  \"driver\": \"{}.{}\",\n  \"passed\": {},\n  \"date\": \"{}\",\n  \"reason\": \"\"\n}}\n",
                 kernel, templates.closure_digest(root->second).hex(), context->name(), context->api().version / 1000,
                 context->api().version % 1000 / 10, passes, date);
+            file.close();
+            EXPECT_TRUE(file) << "could not write what passed to " << directory;
         }
     }
 };

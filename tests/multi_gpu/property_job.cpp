@@ -121,7 +121,9 @@ drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& rand
     d.max_tokens = bounds[static_cast<std::size_t>(between(random, 0, 3))];
     d.config = tools::config_of(d.job, kind, !without.has("lanes") && chance(random, 0.5) ? 2 : 1);
     d.config.max_tokens_per_rank = d.max_tokens;
-    d.config.ll_max_tokens_per_rank = chance(random, 0.6) && !without.has("ll") ? std::min(d.max_tokens, 40) : 0;
+    // One tile of tokens, of which a plan tells all that it finds, or two.
+    const std::int32_t few = std::min(d.max_tokens, chance(random, 0.6) ? 40 : 100);
+    d.config.ll_max_tokens_per_rank = chance(random, 0.6) && !without.has("ll") ? few : 0;
     d.config.backward = !without.has("gradients");
     if (chance(random, 0.7) && !without.has("window")) {
         const std::int64_t row_bytes = d.job.hidden * size_of(d.job.dispatch);

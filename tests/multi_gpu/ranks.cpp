@@ -9,12 +9,17 @@
 #include <atomic>
 #include <cstdlib>
 #include <deque>
+#include <filesystem>
 #include <mutex>
 #include <stdexcept>
 #include <unistd.h>
 
 namespace epjit::tests {
 namespace {
+
+/// Of each rank's calls where ranks share a GPU: one kernel of each rank must find room beside the next one that is
+/// launched early, and the peers' two.
+constexpr std::int32_t shared_sms = 24;
 
 std::string variable(const char* name) {
     const char* value = std::getenv(name);
@@ -72,11 +77,18 @@ job_report run_threads(const rank_setup& setup, const std::string& job_name, con
     runtime_options options;
     options.wait_timeout_ms = number_from("EPJIT_WAIT_TIMEOUT_MS", 20'000);
     options.first_wait_timeout_ms = number_from("EPJIT_FIRST_WAIT_TIMEOUT_MS", 60'000);
+    const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+    const std::string nccl = (here / "libnccl_stub_one_gpu.so").string();
+    const std::string cuda = (here / "libone_gpu_cuda.so").string();
+    if (setup.one_gpu) {
+        options.nccl_library = nccl.c_str();
+        options.cuda_library = cuda.c_str();
+    }
     runtime rt(options);
     job_report all;
     std::mutex mutex;
     tools::for_thread_ranks(rt, setup.ranks, [&](communicator comm) {
-        const std::unique_ptr<rank_world> world = make_real_world(rt, std::move(comm));
+        const std::unique_ptr<rank_world> world = make_real_world(rt, std::move(comm), setup.one_gpu ? shared_sms : 0);
         job_report one = run_job(work, *world, settings);
         const std::lock_guard lock(mutex);
         one.launches.clear();  // the runtime is shared: its counters are those of all threads

@@ -15,6 +15,7 @@ struct rank_setup {
     bool processes = true;   ///< else threads of this one; then one GPU for each
     bool two_hosts = false;  ///< NCCL takes the halves for two hosts: their GPUs may be the same
     std::int64_t limit_ms = 300'000;
+    bool one_gpu = false;  ///< threads that share the GPU, through the tests' own NCCL
 };
 
 /// The variables of a launcher for one rank. `port`: of the bootstrap, the same for all ranks.

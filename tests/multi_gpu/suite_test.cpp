@@ -60,6 +60,13 @@ int gpus() {
 
 /// Empty where the arrangement can be made here.
 std::string why_not(const arrangement& a, rank_setup& setup) {
+    if (gpus() >= 1 && std::getenv("EPJIT_ONE_GPU") != nullptr) {
+        setup.ranks = a.ranks;
+        setup.processes = false;
+        setup.one_gpu = true;
+        const bool possible = a.exchange == exchange_kind::lsa && a.ranks == 2 && !a.processes;
+        return possible ? "" : "EPJIT_ONE_GPU: two threads over lsa alone";
+    }
     if (gpus() < 2) {
         return no_gpu_reason().empty() ? fmt::format("needs two GPUs, there are {}", gpus()) : no_gpu_reason();
     }
@@ -192,7 +199,7 @@ TEST_P(real_ranks, memory_is_the_same_after_100_exchanges) {
 
 // 320,000 tokens: 4.6 GB of rows on each rank, up to 40 GB of memory with what they travel through.
 TEST_P(real_ranks, long_prompts_overflow_no_index_and_no_collective) {
-    if (setup_.ranks > gpus()) {
+    if (setup_.one_gpu || setup_.ranks > gpus()) {
         GTEST_SKIP() << "needs a GPU for each rank";
     }
     run("long_prompts", 320'000, "EPJIT_GPU_LONG_TOKENS");

@@ -28,8 +28,8 @@ class rank_world {
     [[nodiscard]] int ranks() { return comm().num_ranks(); }
 };
 
-/// A rank through NCCL. `comm` is moved in.
-std::unique_ptr<rank_world> make_real_world(runtime& rt, communicator comm);
+/// A rank through NCCL. `comm` is moved in. `most_sms`, unless 0: what calls of its exchanges may have.
+std::unique_ptr<rank_world> make_real_world(runtime& rt, communicator comm, std::int32_t most_sms = 0);
 /// All ranks in one thread: a host or loopback communicator.
 std::unique_ptr<rank_world> make_whole_world(runtime& rt, communicator comm);
 

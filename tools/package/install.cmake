@@ -31,4 +31,5 @@ endif()
 # Carried to a machine with a GPU and run there as they are.
 if(TARGET gpu_test)
     install(TARGETS gpu_test multi_gpu_test c_example RUNTIME DESTINATION tests COMPONENT gpu_tests EXCLUDE_FROM_ALL)
+    install(TARGETS nccl_stub_one_gpu one_gpu_cuda LIBRARY DESTINATION tests COMPONENT gpu_tests EXCLUDE_FROM_ALL)
 endif()

@@ -67,6 +67,8 @@ double difference(float a, float b) {
 std::string compare_row(report& r, dtype type, const std::byte* seen, std::int64_t first,
                         const std::vector<std::uint32_t>& expected, bool nan_equal) {
     std::string words;
+    std::size_t differ = 0;
+    std::size_t last = 0;
     for (std::size_t h = 0; h < expected.size(); ++h) {
         const std::uint32_t bits = load_bits(type, seen, first + static_cast<std::int64_t>(h));
         if (bits == expected[h]) {
@@ -78,9 +80,14 @@ std::string compare_row(report& r, dtype type, const std::byte* seen, std::int64
             continue;
         }
         r.max_error = std::max(r.max_error, difference(a, b));
+        ++differ;
+        last = h;
         if (words.empty()) {
             words = fmt::format("element {} is {} (0x{:x}), expected {} (0x{:x})", h, a, bits, b, expected[h]);
         }
+    }
+    if (differ > 1) {
+        words += fmt::format("; {} elements differ, up to {}", differ, last);
     }
     return words;
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// An NCCL for tests: ranks are threads of one process, memory is the host's, calls meet in rounds. Built once per
-// version (STUB_VERSION), each with the symbols that version has. Non-blocking communicators behave as the real ones
-// do: a call returns ncclInProgress, goes on in a thread, and ends when every rank has come or the communicator is
-// aborted.
+// An NCCL for tests: ranks are threads of one process, memory is the host's or that of a GPU, calls meet in rounds.
+// Built once per version (STUB_VERSION), each with the symbols that version has. Non-blocking communicators behave as
+// the real ones do: a call returns ncclInProgress, goes on in a thread, and ends when every rank has come or the
+// communicator is aborted.
 #include "host/nccl/api.hpp"
+#include "tests/stub_nccl/memory.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -18,13 +19,12 @@
 #include <mutex>
 #include <string>
 #include <string_view>
-#include <sys/mman.h>
 #include <thread>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
 using namespace epjit::host;
+using namespace epjit::tests;
 
 namespace {
 
@@ -44,11 +44,6 @@ control_state& control() {
 }
 
 char last_error_text[256] = "";
-
-struct memory_block {
-    int file = -1;
-    std::size_t bytes = 0;
-};
 
 struct call {
     enum class kind { init, split, gather, broadcast, reduce, send, receive, window } what = kind::init;
@@ -77,15 +72,14 @@ struct ncclComm {
     std::vector<call> queued;
 };
 
-/// As in NCCL 2.28; the tests' memory is the host's, so a "device" pointer to it can be read.
+/// As in NCCL 2.28; where memory is the host's, a "device" pointer to it can be read.
 struct ncclWindow_vidmem {
     std::uint64_t win_host = 0;
     std::uint64_t lsa_flat_base = 0;
     std::int32_t lsa_rank = 0, world_rank = 0;
     std::uint32_t stride_4g = 1, mc_offset_4k = 0;
     // Beyond what a real one is known to have.
-    std::size_t reserved = 0;
-    int team = 1;
+    stub_team team;
 };
 
 namespace {
@@ -111,12 +105,6 @@ std::map<std::string, std::shared_ptr<world>>& worlds() {
     static auto* const all = new std::map<std::string, std::shared_ptr<world>>();
     return *all;
 }
-std::mutex memory_mutex;
-std::map<void*, memory_block>& memory() {
-    static std::map<void*, memory_block> all;
-    return all;
-}
-
 thread_local int group_depth = 0;
 thread_local std::vector<ncclComm*> group_comms;
 
@@ -158,21 +146,16 @@ void register_window(world& w, std::size_t index) {
             *mine.window = nullptr;
             continue;
         }
-        const std::size_t stride = std::size_t{1} << 32;
         auto* window = new ncclWindow_vidmem();
-        window->reserved = stride * static_cast<std::size_t>(team);
-        window->team = team;
-        void* base = mmap(nullptr, window->reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         const int first = r / team * team;
+        std::vector<void*> members;
         for (int i = 0; i < team && first + i < w.size; ++i) {
             // Swapped peers: rank 0 takes the mapping of another rank for the wrong one's.
             const int source = control().swap_peers != 0 && r == 0 && i > 0 ? first + team - i : first + i;
-            const std::lock_guard lock(memory_mutex);
-            const memory_block& block = memory()[const_cast<void*>(w.brought[source][index].send)];
-            mmap(static_cast<char*>(base) + stride * static_cast<std::size_t>(i), block.bytes, PROT_READ | PROT_WRITE,
-                 MAP_SHARED | MAP_FIXED, block.file, 0);
+            members.push_back(const_cast<void*>(w.brought[source][index].send));
         }
-        window->lsa_flat_base = reinterpret_cast<std::uint64_t>(base);
+        window->team = map_stub_team(members, std::size_t{1} << 32);
+        window->lsa_flat_base = window->team.base;
         window->lsa_rank = r - first;
         window->world_rank = r;
         *mine.window = window;
@@ -184,13 +167,13 @@ void gather(world& w, std::size_t index) {
     std::vector<std::vector<char>> copies;
     for (int r = 0; r < w.size; ++r) {
         const call& c = w.brought[r][index];
-        const auto* from = static_cast<const char*>(c.send);
-        copies.emplace_back(from, from + bytes_of(c));
+        copies.emplace_back(bytes_of(c));
+        copy_stub_memory(copies.back().data(), c.send, bytes_of(c));
     }
     for (int r = 0; r < w.size; ++r) {
         auto* to = static_cast<char*>(w.brought[r][index].receive);
         for (const auto& part : copies) {
-            std::memcpy(to, part.data(), part.size());
+            copy_stub_memory(to, part.data(), part.size());
             to += part.size();
         }
     }
@@ -199,12 +182,14 @@ void gather(world& w, std::size_t index) {
 void reduce(world& w, std::size_t index) {
     const call& first = w.brought[0][index];
     std::vector<float> sum(first.count);
+    std::vector<float> part(first.count);  // tests sum f32
     for (int r = 0; r < w.size; ++r) {
+        copy_stub_memory(part.data(), w.brought[r][index].send, part.size() * sizeof(float));
         for (std::size_t i = 0; i < first.count; ++i) {
-            sum[i] += static_cast<const float*>(w.brought[r][index].send)[i];  // tests sum f32
+            sum[i] += part[i];
         }
     }
-    std::memcpy(w.brought[first.peer][index].receive, sum.data(), sum.size() * sizeof(float));
+    copy_stub_memory(w.brought[first.peer][index].receive, sum.data(), sum.size() * sizeof(float));
 }
 
 /// Sends and receives of all ranks, matched in order for every pair.
@@ -225,7 +210,7 @@ void pass_messages(world& w) {
                     std::fprintf(stderr, "stub NCCL: rank %d receives from %d what was not sent\n", r, c.peer);
                     std::abort();
                 }
-                std::memcpy(c.receive, from.front()->send, bytes_of(c));
+                copy_stub_memory(c.receive, from.front()->send, bytes_of(c));
                 from.erase(from.begin());
             }
         }
@@ -243,7 +228,7 @@ void world::carry_out() {
             case call::kind::broadcast:
                 for (int r = 0; r < size; ++r) {
                     const call& c = brought[r][i];
-                    std::memmove(c.receive, brought[c.peer][i].send, bytes_of(c));
+                    copy_stub_memory(c.receive, brought[c.peer][i].send, bytes_of(c));
                 }
                 break;
             case call::kind::send:
@@ -434,7 +419,9 @@ nccl_result ncclGroupEnd() {
     }
     return result;
 }
-nccl_result ncclSend(const void* from, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t) {
+nccl_result ncclSend(const void* from, std::size_t count, nccl_type type, int peer, ncclComm* comm,
+                     epjit::stream_t stream) {
+    wait_for_stub_stream(stream);
     call c{call::kind::send, from, nullptr, count, type, peer};
     ++control().sends;
     const auto same = 1 + std::count_if(comm->queued.begin(), comm->queued.end(), [&](const call& other) {
@@ -448,12 +435,14 @@ nccl_result ncclSend(const void* from, std::size_t count, nccl_type type, int pe
     }
     return enqueue(comm, c);
 }
-nccl_result ncclRecv(void* to, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t) {
+nccl_result ncclRecv(void* to, std::size_t count, nccl_type type, int peer, ncclComm* comm, epjit::stream_t stream) {
+    wait_for_stub_stream(stream);
     call c{call::kind::receive, nullptr, to, count, type, peer};
     return enqueue(comm, c);
 }
 nccl_result ncclAllGather(const void* from, void* to, std::size_t count, nccl_type type, ncclComm* comm,
-                          epjit::stream_t) {
+                          epjit::stream_t stream) {
+    wait_for_stub_stream(stream);
     call c{call::kind::gather, from, to, count, type, 0};
     int largest = control().largest_gather;
     while (static_cast<int>(bytes_of(c)) > largest &&
@@ -462,12 +451,14 @@ nccl_result ncclAllGather(const void* from, void* to, std::size_t count, nccl_ty
     return enqueue(comm, c);
 }
 nccl_result ncclBroadcast(const void* from, void* to, std::size_t count, nccl_type type, int root, ncclComm* comm,
-                          epjit::stream_t) {
+                          epjit::stream_t stream) {
+    wait_for_stub_stream(stream);
     call c{call::kind::broadcast, from, to, count, type, root};
     return enqueue(comm, c);
 }
 nccl_result ncclReduce(const void* from, void* to, std::size_t count, nccl_type type, nccl_reduction, int root,
-                       ncclComm* comm, epjit::stream_t) {
+                       ncclComm* comm, epjit::stream_t stream) {
+    wait_for_stub_stream(stream);
     call c{call::kind::reduce, from, to, count, type, root};
     return enqueue(comm, c);
 }
@@ -489,23 +480,15 @@ nccl_result ncclMemAlloc(void** pointer, std::size_t bytes) {
     if (control().fail_allocate != 0) {
         return nccl_unhandled_cuda_error;
     }
-    const int file = memfd_create("window", 0);
-    if (file < 0 || ftruncate(file, static_cast<off_t>(bytes)) != 0) {
+    *pointer = allocate_stub_memory(bytes);
+    if (*pointer == nullptr) {
         return nccl_system_error;
     }
-    *pointer = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    std::memset(*pointer, 0xa5, bytes);
-    const std::lock_guard lock(memory_mutex);
-    memory()[*pointer] = {file, bytes};
     ++control().live_memory;
     return nccl_success;
 }
 nccl_result ncclMemFree(void* pointer) {
-    const std::lock_guard lock(memory_mutex);
-    const memory_block block = memory()[pointer];
-    memory().erase(pointer);
-    munmap(pointer, block.bytes);
-    close(block.file);
+    free_stub_memory(pointer);
     --control().live_memory;
     return nccl_success;
 }
@@ -524,7 +507,7 @@ nccl_result ncclCommWindowRegister(ncclComm* comm, void* memory, std::size_t byt
     return enqueue(comm, c);
 }
 nccl_result ncclCommWindowDeregister(ncclComm*, nccl_window window) {
-    munmap(reinterpret_cast<void*>(window->lsa_flat_base), window->reserved);
+    unmap_stub_team(window->team);
     delete window;
     --control().live_windows;
     return nccl_success;
@@ -534,9 +517,9 @@ nccl_result ncclCommWindowDeregister(ncclComm*, nccl_window window) {
 #if STUB_VERSION >= 22902
 nccl_result ncclGetPeerDevicePointer(nccl_window window, std::size_t offset, int peer, void** out) {
     const int index = peer - (window->world_rank - window->lsa_rank);
-    *out = index < 0 || index >= window->team
+    *out = index < 0 || index >= static_cast<int>(window->team.peers.size())
                ? nullptr
-               : reinterpret_cast<void*>(window->lsa_flat_base + (static_cast<std::uint64_t>(index) << 32) + offset);
+               : static_cast<char*>(window->team.peers[index]) + offset;
     return nccl_success;
 }
 #endif
