@@ -23,14 +23,14 @@ std::int32_t blocks_for(std::int64_t jobs, std::int64_t left) {
 }  // namespace
 
 void rank_backend::launch_ll_dispatch(const rank_plan& plan, const dispatch_args& ranks,
-                                      const dispatch_options& options, std::int32_t follows, stream_t stream) {
+                                      const dispatch_options& options, bool follows, stream_t stream) {
     const launchable kernel = with_all_blocks(kernels().ll_dispatch, bounded());
     templates::ll_dispatch_args args{};
     fill_ll_dispatch_args(args, setting(plan), plan, ranks, options);
     args.link = way_->link(options.lane);
-    args.follows = follows;
     args.sequence = plan.sequence;
-    args.early = plan.tells == rank_plan::told::ranks ? plan.early : nullptr;
+    args.early = plan.told_early();
+    args.follows = follows ? 1 : 0;
     // Rows without a token, one or two to a warp; no blocks for them where the call has none to fill.
     const std::int64_t rows_a_block = kernel.threads / 32 * 3 / 2;
     const std::int64_t slots = args.fill_last_slot - args.fill_first_slot;

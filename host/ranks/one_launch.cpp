@@ -43,7 +43,7 @@ void with_table(std::int32_t num_ranks, const Launch& launch) {
 
 template <std::int32_t NumRanks>
 void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                                   std::int32_t follows, stream_t stream) {
+                                   bool follows, stream_t stream) {
     const launchable& kernel = kernels().dispatch;
     const std::int32_t movers = kernels().dispatch_movers;
     const jit::knobs& tuned = knobs(plan);
@@ -62,8 +62,7 @@ void rank_backend::launch_dispatch(const rank_plan& plan, const dispatch_args& r
         args.link = way_->link(options.lane);
         args.flags = way_->flags(travel_area::rows, options.lane);
         args.chunk = chunk;
-        args.follows = window.first == 0 ? follows : 0;
-        args.lead = tuned.dispatch_lead;
+        args.follows = follows && window.first == 0 ? 1 : 0;
         const std::int32_t tokens = window.of(bound(plan));
         const std::int32_t sent_at_once = chunk * kernels().dispatch_send_movers;
         args.senders = std::clamp((tokens + sent_at_once - 1) / sent_at_once, 1, std::min(most_senders, half));
@@ -138,8 +137,7 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
         return;
     }
     const scoped_context current(*comm_.context);
-    const std::int32_t follows =
-        how_it_follows(plan, options, few ? rank_plan::told::ranks : rank_plan::told::positions, stream);
+    const bool follows = may_follow(plan, options, few ? rank_plan::told::places : rank_plan::told::positions, stream);
     begin_call(plan, options.lane, stream);
     if (few) {
         launch_ll_dispatch(plan, ranks[0], options, follows, stream);

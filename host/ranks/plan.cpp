@@ -25,9 +25,13 @@ rank_plan::rank_plan(communicator_state& comm, const resolved_config& config, st
     const std::size_t barrier = part(4 * sizeof(std::uint32_t));
     const std::size_t status = part(2 * sizeof(templates::plan_status));
     const std::size_t line_first_at = part((num_ranks_ + 1) * 4);
-    early_tokens = std::min(std::max(1, most), config.config.ll_max_tokens_per_rank);
-    const std::size_t early_at =
-        part(std::int64_t{early_tokens} * config.config.topk * static_cast<std::int64_t>(sizeof(std::uint64_t)));
+    early.tokens = std::min(std::max(1, most), config.config.ll_max_tokens_per_rank);
+    const std::int64_t early_pairs = std::int64_t{early.tokens} * config.config.topk;
+    constexpr std::int64_t place_bytes = sizeof(templates::early_place);
+    const std::size_t early_state_at = part((1 + num_ranks_) * 8);
+    const std::size_t early_entries_at = part(early_pairs * 8);
+    const std::size_t early_places_at = part(early_pairs * place_bytes);
+    const std::size_t early_lines_at = part(num_ranks_ * early_pairs * place_bytes);
     const std::size_t zeroed = next;
     const std::size_t entries_at = part(pairs * static_cast<std::int64_t>(sizeof(templates::plan_entry)));
     const std::size_t entry_slots_at = part(pairs * 2);
@@ -47,7 +51,10 @@ rank_plan::rank_plan(communicator_state& comm, const resolved_config& config, st
     barrier_ = reinterpret_cast<std::uint32_t*>(base + barrier);
     device_status_ = reinterpret_cast<templates::plan_status*>(base + status);
     line_first = reinterpret_cast<std::int32_t*>(base + line_first_at);
-    early = reinterpret_cast<templates::u64*>(base + early_at);
+    early.state = reinterpret_cast<templates::u64*>(base + early_state_at);
+    early.entries = reinterpret_cast<templates::u64*>(base + early_entries_at);
+    early.places = reinterpret_cast<templates::early_place*>(base + early_places_at);
+    early.lines = reinterpret_cast<templates::early_place*>(base + early_lines_at);
     entries = reinterpret_cast<templates::plan_entry*>(base + entries_at);
     entry_slots = reinterpret_cast<std::uint16_t*>(base + entry_slots_at);
     positions = reinterpret_cast<std::int32_t*>(base + positions_at);

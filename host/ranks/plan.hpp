@@ -48,7 +48,11 @@ class rank_plan final : public plan_state {
     /// What the plan kernel and those that use the plan are given.
     void fill(templates::plan_head& head) const noexcept;
 
-    templates::u64* early = nullptr;  ///< [early_tokens,K], see early_entry()
+    /// Memory for what the plan's kernel tells early, and that where it does.
+    templates::early_plan early{};
+    [[nodiscard]] templates::early_plan told_early() const noexcept {
+        return tells == told::places ? early : templates::early_plan{};
+    }
     templates::plan_entry* entries = nullptr;
     std::uint16_t* entry_slots = nullptr;
     std::int32_t* positions = nullptr;
@@ -61,7 +65,6 @@ class rank_plan final : public plan_state {
     std::int32_t* relay_positions = nullptr;         ///< [relays, max_tokens, K]
 
     std::int32_t max_tokens = 0;
-    std::int32_t early_tokens = 0;
     // Of the current routing.
     std::int32_t num_tokens = 0;
     std::int32_t capacity = 0;     ///< rows of the output that may be touched (masked: per slot)
@@ -69,9 +72,9 @@ class rank_plan final : public plan_state {
     std::uint32_t sequence = 0;
     bool exact = false;
     bool direct = false;  ///< rows go straight to their places in outputs that are lent
-    /// What the plan's kernel tells a dispatch long before it ends: the ranks that want each token, or also the
-    /// positions of the lines there.
-    enum class told : std::uint8_t { nothing, ranks, positions };
+    /// What the plan's kernel tells a dispatch long before it ends: of few tokens all that it does, piece by piece; of
+    /// many where they go.
+    enum class told : std::uint8_t { nothing, places, positions };
     told tells = told::nothing;
 
    private:

@@ -99,10 +99,11 @@ void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks,
         templates::gathered_in_one_block(k.plan_shape, args.bound)
             ? 1
             : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
-    const bool tells = flagged && blocks == 1 && bound(plan) <= plan.early_tokens;
-    let_follow(plan, tells ? rank_plan::told::ranks : rank_plan::told::nothing);
-    args.early = plan.tells == rank_plan::told::ranks ? plan.early : nullptr;
-    args.tells_end = tells_end(plan) ? 1 : 0;
+    const bool tells = flagged && blocks == 1 && bound(plan) <= plan.early.tokens;
+    let_follow(plan, tells ? rank_plan::told::places : rank_plan::told::nothing);
+    // More tokens keep the block busy enough without telling of each.
+    plan.early.all = args.bound <= templates::plan_tile_tokens ? 1 : 0;
+    args.early = plan.told_early();
     if (flagged) {
         args.phases = templates::gathered_phase_send | templates::gathered_phase_plan;
         launch(comm_, kernel, blocks, &args, stream, blocks > 1 ? launch_mode::cooperative : overlapping());
@@ -135,7 +136,6 @@ void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t
     // The same grid in each launch: they share the blocks' counts.
     const std::int64_t blocks = templates::exchange_plan_blocks(plan.num_tokens, kernel.max_blocks);
     let_follow(plan, way_->peers_written() ? rank_plan::told::positions : rank_plan::told::nothing);
-    args.tells_end = tells_end(plan) ? 1 : 0;
     if (way_->peers_written()) {
         args.phases = templates::plan_phase_count | templates::plan_phase_place | templates::plan_phase_finish;
         launch(comm_, kernel, blocks, &args, stream, cooperative_if(blocks > 1));

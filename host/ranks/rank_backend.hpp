@@ -117,10 +117,6 @@ class rank_backend : public backend {
     void let_follow(rank_plan& plan, rank_plan::told what) const noexcept {
         plan.tells = shares_gpu() ? rank_plan::told::nothing : what;
     }
-    /// Whether it tells its end too.
-    [[nodiscard]] bool tells_end(const rank_plan& plan) const noexcept {
-        return plan.tells != rank_plan::told::nothing && knobs(plan).dispatch_follows == 3;
-    }
     void launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
     void launch_gathered_plan(rank_plan& plan, const plan_args& ranks, stream_t stream);
     [[nodiscard]] bool gathers(const plan_options& options);
@@ -149,7 +145,7 @@ class rank_backend : public backend {
     void combine_rows(const rank_plan& plan, const combine_args& ranks, stream_t stream);
     template <std::int32_t NumRanks>
     void launch_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                         std::int32_t follows, stream_t stream);
+                         bool follows, stream_t stream);
     template <std::int32_t NumRanks>
     void launch_direct_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
                                 stream_t stream);
@@ -211,20 +207,20 @@ class rank_backend : public backend {
                path_of(plan.options) == exchange_path::low_latency;
     }
     void launch_ll_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                            std::int32_t follows, stream_t stream);
+                            bool follows, stream_t stream);
     void launch_ll_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                            stream_t stream);
     /// How rows came: only those that were staged can be lent.
     enum class travelled : std::uint8_t { staged, packets, straight };
-    /// How a dispatch of the plan begins, as its arguments say: 0 when the plan's kernel has ended, else before that.
-    /// Its tensors must be ready, and that kernel tell `what` is sent by, be the last that takes steps of the lane, and
-    /// be replayed whenever the dispatch is.
-    [[nodiscard]] std::int32_t how_it_follows(const rank_plan& plan, const dispatch_options& options,
-                                              rank_plan::told what, stream_t stream) const noexcept {
+    /// Whether a dispatch of the plan begins before the plan's kernel has ended. Its tensors must be ready, and that
+    /// kernel tell `what` is sent by, be the last that takes steps of the lane, and be replayed whenever the dispatch
+    /// is.
+    [[nodiscard]] bool may_follow(const rank_plan& plan, const dispatch_options& options, rank_plan::told what,
+                                  stream_t stream) const noexcept {
         const made_plan& last = planned_[static_cast<std::size_t>(options.lane)];
-        const bool may = options.follows_plan && plan.tells >= what && last.sequence == plan.sequence && last.capture &&
-                         last.capture == capture_of(comm_.context->api(), stream);
-        return may ? knobs(plan).dispatch_follows - 1 : 0;
+        return options.follows_plan && knobs(plan).dispatch_follows == 2 && plan.tells == what &&
+               last.sequence == plan.sequence && last.capture &&
+               last.capture == capture_of(comm_.context->api(), stream);
     }
     // What a lane's last dispatch left may be lent until the memory is used again.
     void take_back(std::int32_t lane) noexcept;

@@ -125,10 +125,6 @@ __device__ __forceinline__ void st_relaxed_sys_128(void* p, uint4 v) {
         : "memory");
 }
 
-__device__ __forceinline__ void fence_gpu() {
-    asm volatile("fence.acq_rel.gpu;" ::: "memory");
-}
-
 __device__ __forceinline__ void fence_sys() {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }

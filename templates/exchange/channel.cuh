@@ -77,51 +77,57 @@ __device__ __forceinline__ void note_step(const rank_link& link, i32 peer, u32 s
 }
 
 /// By one thread of a plan's kernel: nothing has been told of it yet. Whoever is behind it must see that before it is
-/// let in. A dispatch lets nobody in before it has seen what the plan in front of it tells.
+/// let in.
 __device__ __forceinline__ void forget_told(const rank_link& link) {
     link.control->lanes[link.lane].told = 0;
 }
 
-/// By one thread when that is so, and its block has met: see told_word().
-__device__ __forceinline__ void tell(const rank_link& link, u64 what, u32 step) {
-    st_release_gpu_64(&link.control->lanes[link.lane].told, told_word(what, step));
+/// By one thread when what told_word() says is so, and its block has met.
+__device__ __forceinline__ void tell(const rank_link& link, u32 step) {
+    st_release_gpu_64(&link.control->lanes[link.lane].told, told_word(step));
 }
 
-/// Asked now and then while what the plan in front tells is awaited, since `start`: the kernel itself is to be waited
-/// for, because the exchange has failed or what is awaited does not come.
-__device__ __forceinline__ bool early_wait_ends(const rank_link& link, u64 start) {
-    return ld_relaxed_gpu(&link.control->failed) != 0 || global_time_ns() - start > link.control->limit_ns;
-}
-
-/// By a thread of a dispatch that follows its plan: waits until the plan in front has told `what`, and sees what was
-/// written by then. `step`: that the plan ends with. False: the kernel in front is to be waited for, because the
-/// exchange has failed or the plan is not the lane's last step.
-__device__ inline bool await_told(const rank_link& link, u64 what, u32& step) {
-    const auto& lane = link.control->lanes[link.lane];
+/// By a thread of a dispatch that was launched beside its plan: until `look` finds what that tells. False: the kernel
+/// in front is to be waited for, because the exchange has failed or nothing comes within the limit.
+template <class Look>
+__device__ __forceinline__ bool await_plan(const rank_link& link, u64 limit_ns, const Look& look) {
+    if (look()) {
+        return true;
+    }
     const u64 start = global_time_ns();
-    for (u32 spin = 1;; ++spin) {
-        const u64 told = ld_acquire_gpu_64(&lane.told);
-        if ((told & what) != 0) {
-            step = static_cast<u32>(told);
-            // A plan takes one or two steps, both at its end; one that others have followed lies behind.
-            return step - ld_relaxed_gpu(&lane.step) <= 2;
-        }
-        if (spin % 16 == 0 && early_wait_ends(link, start)) {
+#pragma unroll 1
+    for (u32 spin = 1; !look(); ++spin) {
+        if (spin % 16 == 0 && (ld_relaxed_gpu(&link.control->failed) != 0 || global_time_ns() - start > limit_ns)) {
             return false;
         }
     }
+    return true;
 }
 
-/// By all threads of a block of a dispatch, which has met afterwards: waits for `what` of the plan in front where
+/// The same for the word of a plan of many tokens, and what was written by then. `step`: that the plan ends with. False
+/// too where the plan is not the lane's last step.
+__device__ inline bool await_told(const rank_link& link, u32& step) {
+    const auto& lane = link.control->lanes[link.lane];
+    u64 told = 0;
+    const bool came = await_plan(link, link.control->limit_ns, [&] {
+        told = ld_acquire_gpu_64(&lane.told);
+        return (told & plan_placed) != 0;
+    });
+    step = static_cast<u32>(told);
+    // A plan takes one or two steps, both at its end; one that others have followed lies behind.
+    return came && step - ld_relaxed_gpu(&lane.step) <= 2;
+}
+
+/// By all threads of a block of a dispatch, which has met afterwards: waits for what the plan in front tells where
 /// `follows`, else or where that is not to be had for the kernel in front. Lets the kernel behind in. Returns the step
 /// that the lane is at when the plan has ended.
-__device__ __forceinline__ u32 wait_for_plan(const rank_link& link, bool follows, u64 what) {
+__device__ __forceinline__ u32 wait_for_plan(const rank_link& link, bool follows) {
     __shared__ u32 plan_step;
     bool waits = true;
     u32 step = 0;
     if (follows) {
         if (threadIdx.x == 0) {
-            waits = !await_told(link, what, step);
+            waits = !await_told(link, step);
             plan_step = step;
         }
         waits = __syncthreads_or(threadIdx.x == 0 && waits ? 1 : 0) != 0;

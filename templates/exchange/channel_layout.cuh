@@ -38,12 +38,11 @@ EPJIT_SHARED constexpr u64 step_word(u32 step, lane_op op) {
     return static_cast<u64>(step) << 32 | static_cast<u32>(op);
 }
 
-/// What a plan tells a dispatch that was launched before it has ended, with the step that it ends with: first what is
-/// sent by has been written, then everything. 0 before.
+/// What a plan tells a dispatch that was launched before it has ended, with the step that it ends with: what is sent by
+/// has been written. 0 before.
 inline constexpr u64 plan_placed = u64{1} << 32;
-inline constexpr u64 plan_ended = u64{1} << 33;
-EPJIT_SHARED constexpr u64 told_word(u64 what, u32 step) {
-    return plan_placed | what | step;
+EPJIT_SHARED constexpr u64 told_word(u32 step) {
+    return plan_placed | step;
 }
 
 /// Device memory, one per exchange and rank. Limits live here and not in arguments: captured and eager launches share
@@ -54,7 +53,7 @@ struct exchange_control {
     u64 first_limit_ns;  ///< of the first steps of a lane
     u64 limit_ns;
     struct lane {
-        u64 told;                   ///< told_word() of the running plan or of the last one
+        u64 told;                   ///< told_word() of the running plan, or of the last one that told it
         u32 step;                   ///< steps taken; every rank counts the same ones
         u32 area_step[lane_areas];  ///< a rank that has taken this step has read the area
         u32 leaving;                ///< blocks of the running kernel that need the step no more; zero between kernels

@@ -13,30 +13,19 @@ namespace epjit::templates {
 
 /// The lines of one warp: every `step`-th of this rank's own, and of the peers', which are numbered round the ranks.
 struct expand_walk {
-    i32 first;
     i32 own;
     i32 own_end;
     i32 peers;
     i32 peers_end;
     i32 step;
 
-    __device__ __forceinline__ expand_walk(const row_list& list, i32 first_line, i32 lines_step)
-        : first(first_line),
-          own(first_line),
-          own_end(lines_of(list, list.me)),
-          peers(first_line),
-          peers_end(0),
-          step(lines_step) {
+    __device__ __forceinline__ expand_walk(const row_list& list, i32 first, i32 lines_step)
+        : own(first), own_end(lines_of(list, list.me)), peers(first), peers_end(0), step(lines_step) {
 #pragma unroll 1
         for (i32 r = 0; r < list.num_ranks; ++r) {
             peers_end = max_of(peers_end, r == list.me ? 0 : lines_of(list, r));
         }
         peers_end *= list.num_ranks - 1;
-    }
-    /// Whether own lines may go on: what senders read of this rank's input at about the same time is in the L2 then.
-    __device__ __forceinline__ bool own_goes_on(i32 others, i32 lead) const {
-        return own < own_end &&
-               (lead == 0 || peers >= peers_end || (own - first - lead * step) * others < peers - first);
     }
     __device__ __forceinline__ bool ended() const {
         return own >= own_end && peers >= peers_end;
@@ -206,8 +195,7 @@ __device__ void expand_lines(const Args& args, const dispatch_phase<Config>& pha
         if (ring.loading < most && walk.peers < walk.peers_end) {
             blocked = ring.take_arrived(args, phase, walk, most - ring.loading, step, blocking);
         }
-        if (ring.loading < most &&
-            (ring.loading == 0 ? walk.own < walk.own_end : walk.own_goes_on(args.link.num_ranks - 1, args.lead))) {
+        if (ring.loading < most && walk.own < walk.own_end) {
             ring.take_own(args, phase, walk, most - ring.loading);
         }
         if (ring.loading == 0) {

@@ -6,7 +6,7 @@
 // row once and writes it to its places. Launches: 1. SMs: `senders` blocks drive the link, all others the memory.
 // Senders wait for nothing that is later in the grid and come first; the others wait for the peers' senders. A
 // dispatch that follows its plan is launched beside it: senders begin when that has placed this rank's tokens and sent
-// their lines, the others when it has ended or tells so.
+// their lines, the others when it has ended.
 #pragma once
 
 #include "exchange/dispatch_expand.cuh"
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(dispatch_threads(Config), 1)
     extern __shared__ __align__(128) u8 memory[];
     const bool sends = static_cast<i32>(blockIdx.x) < args.senders;
     phase.take(args, sends);
-    const u32 step = wait_for_plan(args.link, args.follows >= (sends ? 1 : 2), sends ? plan_placed : plan_ended) + 1;
+    const u32 step = wait_for_plan(args.link, sends && args.follows != 0) + 1;
     if (!sends) {
         fence_proxy_async();  // lines that the plan's kernel has stored, to be read by copies
         phase.take_lines(args);
@@ -37,9 +37,6 @@ __global__ void __launch_bounds__(dispatch_threads(Config), 1)
         send_part<Config>(args, phase, memory, step);
     } else {
         expand_part<Config>(args, phase, memory, step);
-    }
-    if (args.follows >= 2) {
-        wait_for_kernel_before_alone();  // so that this kernel does not end before the plan's
     }
     leave_step(args.link, step, lane_op::dispatch, area_bit(lane_area::rows));
 }

@@ -19,8 +19,8 @@ struct dispatch_head : scatter_head {
     i32 chunk;    ///< tokens a flag, the same on every rank
     i32 own_weight_columns;
     i32 send_bytes;  ///< 16 where bulk copies may read the input
-    i32 follows;     ///< nothing after the plan in front uses the tensors: 1: senders wait for what it tells, 2: all do
-    i32 lead;        ///< lines of its own that a warp may expand ahead of the peers'; 0: any number
+    i32 follows;     ///< nothing after the plan in front uses the tensors: senders wait for what it tells
+    i32 reserved;
 };
 static_assert(sizeof(dispatch_head) == 176 + 56 + 24 + 24);
 

@@ -168,7 +168,7 @@ __device__ void send_rows(const Args& args, const dispatch_phase<Config>& phase,
             }
         }
         const token_entries t = sent_entries<Config>(args, place.n, entry, position);
-        mover.store(phase, t, scales);
+        mover.store(phase, t, scales, true);
         weights.send();
         weights.take(args, phase, t, position);
         copy_other_scales<Config>(phase, t, scales);

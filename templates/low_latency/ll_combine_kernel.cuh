@@ -91,7 +91,7 @@ __device__ __forceinline__ bool sum_own_rows(const gather_rank& own, i32 row, u3
             const i32 k = __ffs(static_cast<i32>(rest)) - 1;
             const i64 at = __shfl_sync(full_warp, row, k & 31);
             if (rest != 0) {
-                load_words(static_cast<const u8*>(own.rows) + at * own.row_stride, unit * packets::words * 4,
+                load_words(static_cast<const u8*>(own.rows) + at * own.row_stride, packets::record.bytes_of(unit),
                            packets::record.row_bytes, Wide, rows[n]);
             }
             rest &= rest - 1;
@@ -359,7 +359,7 @@ __device__ inline void finish_tokens(const ll_combine_args& args, const packet_s
             return;
         }
         store_words(static_cast<u8*>(args.own.output) + static_cast<i64>(token) * args.own.output_stride,
-                    unit * packets::words * 4, packets::record.row_bytes, args.vector_bytes >= 8, words);
+                    packets::record.bytes_of(unit), packets::record.row_bytes, args.vector_bytes >= 8, words);
     }
 }
 

@@ -12,15 +12,37 @@ namespace epjit::templates {
 inline constexpr i32 packet_size = 16;
 inline constexpr i32 packet_words = 3;  ///< of payload, 4 bytes each; the fourth is the step
 
+/// Where a unit's bytes lie in its row: pieces that are `stride` bytes apart, the first one at `first`.
+struct unit_bytes {
+    i32 first;
+    i32 stride;
+};
+
 /// Packets of one row. Rows go in units of `unit_packets`; packet n of every unit forms a plane, so that the threads of
-/// a warp, a unit each, touch neighbouring packets. What travels beside the row follows in packets of their own.
+/// a warp, a unit each, touch neighbouring packets. A unit has three pieces; where a row is stored to many places piece
+/// n of 32 units lies `together`, so that their stores are neighbours too. What travels beside the row follows in
+/// packets of their own.
 struct packet_record {
     i32 row_bytes;
     i32 unit_packets;
     i32 tail_words;
+    bool together;
 
     EPJIT_SHARED constexpr i32 unit_words() const { return unit_packets * packet_words; }
+    EPJIT_SHARED constexpr i32 piece_bytes() const { return unit_packets * 4; }
     EPJIT_SHARED constexpr i32 units() const { return ceil_div(row_bytes, unit_words() * 4); }
+    /// Behind the row where there is no such unit.
+    EPJIT_SHARED constexpr unit_bytes bytes_of(i32 unit) const {
+        if (!together) {
+            return {unit * unit_words() * 4, piece_bytes()};
+        }
+        if (unit >= units()) {
+            return {row_bytes, 0};
+        }
+        const i32 group = unit / 32 * 32;
+        const i32 neighbours = min_of(32, units() - group);
+        return {(group * packet_words + unit - group) * piece_bytes(), neighbours * piece_bytes()};
+    }
     /// Parts of a row that `threads` threads take with a unit each.
     EPJIT_SHARED constexpr i32 parts(i32 threads) const { return ceil_div(units(), threads); }
     EPJIT_SHARED constexpr i32 tail_packets() const { return ceil_div(tail_words, packet_words); }
@@ -35,7 +57,7 @@ EPJIT_SHARED constexpr i32 scale_words(i32 hidden, group_scale scales) {
 
 /// A row on its way to its experts, then its scales and the weights of its token's K entries.
 EPJIT_SHARED constexpr packet_record row_record(i32 hidden, element type, group_scale scales, i32 topk) {
-    return {hidden * element_bytes(type), 4, scale_words(hidden, scales) + topk};
+    return {hidden * element_bytes(type), 4, scale_words(hidden, scales) + topk, true};
 }
 /// Threads of a block of ll_dispatch_kernel that take units: the last warp has what travels beside the row.
 EPJIT_SHARED constexpr i32 row_unit_threads(i32 threads) {
@@ -43,7 +65,7 @@ EPJIT_SHARED constexpr i32 row_unit_threads(i32 threads) {
 }
 /// A partial sum on its way back.
 EPJIT_SHARED constexpr packet_record sum_record(i32 hidden, element type) {
-    return {hidden * element_bytes(type), 2, 0};
+    return {hidden * element_bytes(type), 2, 0, false};
 }
 
 /// Records in every rank's window: [2, R, lines], by the step's parity, the source, and of rows the token, of sums the
@@ -66,11 +88,11 @@ struct ll_dispatch_args : scatter_head {
     i32 receivers;
     i32 own_weight_columns;
     i32 send_bytes;    ///< 16 where rows of the input may be read in the widest accesses, else less
-    i32 follows;       ///< see dispatch_head
+    i32 follows;       ///< see dispatch_head: by what the plan in front tells early
     u32 sequence;      ///< of the plan
-    const u64* early;  ///< [T,K] early_entry() that the plan in front tells; null: senders wait like the others
+    early_plan early;  ///< that it tells
 };
-static_assert(sizeof(ll_dispatch_args) == 176 + 56 + 24 + 120 + 32);
+static_assert(sizeof(ll_dispatch_args) == 176 + 56 + 24 + 120 + 24 + 40);
 
 /// Combine of one rank. In the grid: blocks that send weights, blocks that send sums of the peers' lines, blocks that
 /// sum this rank's tokens.

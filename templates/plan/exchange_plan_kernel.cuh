@@ -252,9 +252,6 @@ __device__ void finish_plan(const Args& args, u32 step) {
     if (threadIdx.x == 0) {
         if (args.peers_written != 0) {
             args.link.control->lanes[args.link.lane].step = step;
-            if (args.tells_end != 0) {
-                tell(args.link, plan_ended, step);
-            }
         }
         plan_status sums = args.device_status[1];
         sums.dropped_rows = args.device_status[0].dropped_rows;
@@ -357,7 +354,7 @@ __global__ void __launch_bounds__(Config.threads, 1)
             // Rows that leave from here on do not hold the lines up.
             __syncthreads();
             if (thread == 0) {
-                tell(args.link, plan_placed, step + 2);
+                tell(args.link, step + 2);
             }
         }
     }

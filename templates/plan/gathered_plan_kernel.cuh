@@ -10,6 +10,7 @@
 #include "base/device.cuh"
 #include "exchange/channel.cuh"
 #include "plan/exchange_plan_kernel.cuh"
+#include "plan/gathered_places.cuh"
 #include "plan/gathered_report.cuh"
 #include "plan/gathered_rows.cuh"
 #include "plan/grid_barrier.cuh"
@@ -18,33 +19,6 @@
 namespace epjit::templates {
 
 #if defined(__CUDACC__)
-
-/// What a dispatch of packets needs to send this rank's tokens from `first` on, of which `shared.staged` has the ids:
-/// told while the ranks' ids are on their way.
-template <plan_config Config>
-__device__ void tell_entries(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g,
-                             i32 first) {
-    constexpr i32 group = token_lanes<Config>::value;
-    const i32 tokens = min_of(gathered_pack_tokens, args.num_tokens - first);
-    const bool by_slot = names_slots<Config>(args);
-    const u32 tag = early_tag(g.step, args.sequence);
-    const i32 k = static_cast<i32>(threadIdx.x) % group;
-#pragma unroll 1
-    for (i32 base = 0; base < tokens; base += Config.threads / group) {
-        const i32 t = base + static_cast<i32>(threadIdx.x) / group;
-        if (!__any_sync(full_warp, t < tokens)) {
-            continue;
-        }
-        const u16 id = t < tokens && k < Config.topk ? shared.staged[t * Config.topk + k] : no_slot;
-        const u16 slot = id != no_slot ? slot_of(args, by_slot, id, args.link.me, first + t) : no_slot;
-        const i32 place = entry_place<Config, 8>(slot, k);
-        if (t < tokens && place < Config.topk) {
-            st_relaxed_gpu_64(args.early + static_cast<i64>(first + t) * Config.topk + place,
-                              early_entry(slot != no_slot ? shared.slot_rank[slot] : no_rank,
-                                          Config.sparse ? id : static_cast<u16>(k), tag));
-        }
-    }
-}
 
 /// Clears the masks of `tiles` tiles.
 template <plan_config Config>
@@ -173,92 +147,6 @@ __device__ void find_starts(const gathered_plan_args& args, const gathered_share
     }
 }
 
-/// Rows before token `t` of the chunk's tile `tile`.
-template <plan_config Config>
-__device__ __forceinline__ i32 rows_before(const gathered_shared<Config>& shared, i32 tile, i32 t, i32 key) {
-    const i32 at = tile * shared.keys + key;
-    return static_cast<i32>(shared.before[at]) + __popcll(shared.masks[at] & ((1ull << t) - 1));
-}
-
-/// Where a token's row for a slot lies in the slot's rank's output, -1 beyond its capacity.
-template <plan_config Config>
-__device__ __forceinline__ i32 row_of(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 tile,
-                                      i32 t, u16 slot, i32 rank) {
-    const bool flat = args.layout == row_layout::flat;
-    const i32 capacity = static_cast<i32>(shared.headers[rank].capacity);
-    i32 row = rows_before(shared, tile, t, flat ? Config.num_slots + rank : slot);
-    if (args.layout == row_layout::expert_major) {
-        row += shared.starts[slot] - shared.starts[shared.rank_first[rank]];
-    }
-    if (row >= capacity) {
-        return -1;
-    }
-    return args.layout == row_layout::masked ? row + (slot - shared.rank_first[rank]) * capacity : row;
-}
-
-/// Entries of this rank's tokens of the chunk, and lines of all ranks' tokens that come here. Lanes share a token as in
-/// counting.
-template <plan_config Config>
-__device__ void place_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 first,
-                            i32 last) {
-    constexpr i32 group = token_lanes<Config>::value;
-    const i32 rank_tiles = gathered_rank_tiles(args.bound);
-    const i32 me = args.link.me;
-    const i32 k = static_cast<i32>(threadIdx.x) % group;
-#pragma unroll 1
-    for (i32 base = 0; base < (last - first) * plan_tile_tokens; base += Config.threads / group) {
-        const i32 at = base + static_cast<i32>(threadIdx.x) / group;
-        const i32 tile = at / plan_tile_tokens;
-        const i32 t = at % plan_tile_tokens;
-        const i32 source = (first + tile) / rank_tiles;
-        const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
-        const bool exists = tile < last - first && token < args.bound;
-        const bool own = exists && source == me && token < args.num_tokens;
-        const bool comes = exists && (shared.masks[tile * shared.keys + Config.num_slots + me] >> t & 1) != 0;
-        if (!__any_sync(full_warp, own || comes)) {
-            continue;
-        }
-        const u16 slot = exists && k < Config.topk ? shared.slots[at * Config.topk + k] : no_slot;
-        const i32 place = entry_place<Config, 8>(slot, k);
-        if (place >= Config.topk || (!own && !comes)) {
-            continue;
-        }
-        plan_entry entry{-1, no_rank, 0};
-        i32 position = -1;
-        if (slot != no_slot) {
-            entry.rank = shared.slot_rank[slot];
-            if (own || entry.rank == me) {
-                entry.row = row_of(args, shared, tile, t, slot, entry.rank);
-            }
-            if (own) {
-                entry.column = Config.sparse ? shared.ids[at * Config.topk + k] : static_cast<u16>(k);
-                position = rows_before(shared, tile, t, Config.num_slots + entry.rank) -
-                           shared.totals[shared.keys + entry.rank];
-            }
-        }
-        if (own) {
-            const i64 index = static_cast<i64>(token) * Config.topk + place;
-            args.entries[index] = entry;
-            args.entry_slots[index] = slot;
-            args.positions[index] = position;
-        }
-        if (comes) {
-            const i32 line = rows_before(shared, tile, t, Config.num_slots + me) - shared.line_first[source];
-            u8* to = args.lines + (static_cast<i64>(source) * args.list_stride + line) * line_bytes(Config.topk);
-            const bool here = slot != no_slot && entry.rank == me;
-            reinterpret_cast<i32*>(to)[1 + place] = here ? entry.row : -1;
-            reinterpret_cast<u16*>(to + line_slots_offset(Config.topk))[place] =
-                here ? static_cast<u16>(slot - shared.rank_first[me]) : no_slot;
-            if (place == 0) {
-                *reinterpret_cast<i32*>(to) = token;
-            }
-            if (here && entry.row < 0 && args.layout == row_layout::flat) {
-                atomicAdd(&args.slot_counts[slot], -1);
-            }
-        }
-    }
-}
-
 /// This rank's header to all ranks, by the block that is done with its rows last. `ok` false: nothing goes out. Called
 /// by all blocks when their rows are sent.
 template <plan_config Config>
@@ -330,11 +218,16 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
                 if (!ok) {
                     return false;
                 }
+                if (args.early.all != 0) {
+                    tell_lines(args, shared, g);
+                }
                 find_starts(args, shared);
-                publish_plan(args, shared);
             }
             if (pass + 1 == passes) {
-                place_tiles(args, shared, chunk, end);
+                place_tiles(args, shared, g, chunk, end);
+            }
+            if (alone) {
+                publish_plan(args, shared);
             }
             __syncthreads();
             if (!alone) {
@@ -352,6 +245,9 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
             return false;
         }
         find_starts(args, shared);
+        if (args.early.all != 0) {
+            tell_lines(args, shared, g);
+        }
         if (blockIdx.x + 1 == gridDim.x) {
             publish_plan(args, shared);
         }
@@ -369,28 +265,19 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
     gathered_shared<Config> shared(memory, args.chunk_tiles);
     const bool sends = (args.phases & gathered_phase_send) != 0;
 
-    if (args.tells_end != 0 && threadIdx.x == 0) {
-        forget_told(args.link);
-        fence_gpu();
-    }
     prepare_shared(args, shared);
     wait_for_kernel_before();
-    // Loads that do not depend on each other, all under way before the first is needed.
+    // Loads that do not depend on each other: all are under way, the ids among them, before the first is needed.
     const failure_signs signs = load_failure_signs(args.link);
-    gathering g{0, 0, args.rows, args.rows_offset};
+    u32 steps = 0;
+    u32 gatherings = 0;
     if (args.flagged != 0) {
         const auto& lane = args.link.control->lanes[args.link.lane];
-        g.step = lane.step + 1;
-        g.number = lane.gatherings + 1;
+        steps = lane.step;
+        gatherings = lane.gatherings;
     }
     clear_slot_counts<Config>(args);
-    if (args.flagged != 0) {
-        // Two of them in turn: a rank that has all vectors of one gathering knows that every rank is done with the one
-        // before.
-        const i64 side = (g.number & 1) * Config.num_ranks * args.row_stride;
-        g.rows += side;
-        g.offset += side;
-    }
+    gathering g{};
     bool ok = true;
     i32 token = static_cast<i32>(blockIdx.x) * gathered_pack_tokens;
 #pragma unroll 1
@@ -401,12 +288,17 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
         }
         sum_problems(shared, problems);
         ok = __syncthreads_or(!ok || shows_failure(signs, args.link, lane_op::plan_rows) ? 1 : 0) == 0;
+        g = gathering_of<Config>(args, steps, gatherings);
+        // By a thread that has nothing to send where tokens are few.
+        if (tells(args) && token == 0 && threadIdx.x == Config.threads / 4 * 3) {
+            tell_begun(args, g);
+        }
         if (sends && ok) {
             send_stage(args, shared, g, token);
         }
         token += static_cast<i32>(gridDim.x) * gathered_pack_tokens;
         if (token < args.bound) {
-            if (ok && args.early != nullptr) {
+            if (ok && tells(args)) {
                 tell_entries(args, shared, g, token - gathered_pack_tokens);
             }
             __syncthreads();
@@ -421,7 +313,7 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
             note_step(args.link, p, g.step, lane_op::plan_rows);
         }
     }
-    if (ok && args.early != nullptr) {
+    if (ok && tells(args)) {
         tell_entries(args, shared, g, token - gathered_pack_tokens);
     }
     if ((args.phases & gathered_phase_plan) == 0) {

@@ -52,6 +52,10 @@ static_assert(gathered_pack_tokens % 6 == 0 && gathered_pack_tokens % 8 == 0);
 EPJIT_SHARED constexpr i32 gathered_rank_tiles(i32 bound) {
     return ceil_div(bound, plan_tile_tokens);
 }
+/// Tokens of a tile that may be there.
+EPJIT_SHARED constexpr i32 gathered_tile_tokens(i32 bound) {
+    return min_of(bound, plan_tile_tokens);
+}
 /// Dynamic shared memory: per tile the masks and the rows before of every key and the slots of the tokens, of a sparse
 /// map their ids too; per key two sums; per rank six numbers more, the header and where its window is; per slot its
 /// start and rank; a stage of ids.
@@ -84,10 +88,10 @@ inline constexpr i32 gathered_phase_plan = 2;
 struct gathered_plan_args : plan_head {
     plan_rank ranks[1];  ///< this rank's tokens
     rank_link link;
-    i32* positions;   ///< [T,K] of each entry's line in its rank's list, -1 when unused
-    u8* lines;        ///< [R, list_stride, line_bytes], the plan's own
-    i32* line_first;  ///< [R+1] lines before those of each source
-    u64* early;       ///< [bound,K] early_entry() of this rank's tokens, by the grid's one block; null: not told
+    i32* positions;    ///< [T,K] of each entry's line in its rank's list, -1 when unused
+    u8* lines;         ///< [R, list_stride, line_bytes], the plan's own
+    i32* line_first;   ///< [R+1] lines before those of each source
+    early_plan early;  ///< told by the grid's one block
     u8* rows;  ///< [R, row_stride] where the ranks' rows arrive, this rank's too; flagged: two of them, used in turn
     i64 rows_offset;  ///< flagged: of `rows` in every window
     i64 row_stride;   ///< bytes from one rank's rows to the next one's
@@ -97,9 +101,7 @@ struct gathered_plan_args : plan_head {
     i32 flagged;         ///< rows and steps go straight to the peers' windows
     i32 refused_tokens;  ///< see plan_message_tail
     i32 chunk_tiles;     ///< tiles that a block holds at once
-    i32 tells_end;       ///< by plan_ended; the grid has one block
-    i32 reserved;
 };
-static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 40 + 16 + 32);
+static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 24 + 40 + 24 + 24);
 
 }  // namespace epjit::templates

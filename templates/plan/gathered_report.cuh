@@ -91,9 +91,6 @@ __device__ void finish_gathered(const gathered_plan_args& args, const gathered_s
         auto& lane = args.link.control->lanes[args.link.lane];
         lane.step = g.step;
         lane.gatherings = g.number;
-        if (args.tells_end != 0) {
-            tell(args.link, plan_ended, g.step);
-        }
     }
     u32 dropped = shared.problems[3];
     if (tells_early(args, alone)) {

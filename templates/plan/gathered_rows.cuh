@@ -67,6 +67,19 @@ struct gathering {
     i64 offset;  ///< flagged: of `rows` in every window
 };
 
+/// The one after `steps` steps of the lane and `gatherings` plans like this one.
+template <plan_config Config>
+__device__ __forceinline__ gathering gathering_of(const gathered_plan_args& args, u32 steps, u32 gatherings) {
+    if (args.flagged == 0) {
+        return {0, 0, args.rows, args.rows_offset};
+    }
+    // Two places in turn: a rank that has all vectors of one gathering knows that every rank is done with the one
+    // before.
+    const u32 number = gatherings + 1;
+    const i64 side = (number & 1) * Config.num_ranks * args.row_stride;
+    return {steps + 1, number, args.rows + side, args.rows_offset + side};
+}
+
 /// Validated ids of this rank's tokens [first, first + gathered_pack_tokens) to `shared.staged`, no_slot where there is
 /// none.
 template <plan_config Config>
@@ -294,11 +307,14 @@ __device__ void resolve_tiles(const gathered_plan_args& args, const gathered_sha
                               i32 last) {
     constexpr i32 topk = Config.topk;
     const i32 rank_tiles = gathered_rank_tiles(args.bound);
+    const i32 tile_tokens = gathered_tile_tokens(args.bound);
     const bool by_slot = names_slots<Config>(args);
 #pragma unroll 1
-    for (i32 i = static_cast<i32>(threadIdx.x); i < (last - first) * plan_tile_tokens * topk; i += Config.threads) {
-        const i32 tile = i / (plan_tile_tokens * topk);
-        const i32 t = i / topk % plan_tile_tokens;
+    for (i32 n = static_cast<i32>(threadIdx.x); n < (last - first) * tile_tokens * topk; n += Config.threads) {
+        const i32 number = n / topk;
+        const i32 tile = number / tile_tokens;
+        const i32 t = number - tile * tile_tokens;
+        const i32 i = (tile * plan_tile_tokens + t) * topk + n - number * topk;
         const i32 source = rank_tiles == 1 ? first + tile : (first + tile) / rank_tiles;
         const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
         if (token >= args.bound) {

@@ -31,14 +31,38 @@ static_assert(sizeof(plan_entry) == 8 && alignof(plan_entry) == 4);
 inline constexpr u16 no_rank = 0xffff;
 inline constexpr u16 no_slot = 0xffff;
 
-/// An entry that a plan tells a dispatch of packets long before it has ended, in one word: its rank and column, and a
-/// tag of the plan and its step, which no earlier entry at its place has. Never 0.
+/// On all that a plan tells a dispatch of packets before it has ended: the plan and its step, so that nothing that was
+/// told earlier in the same memory has it. Never 0.
 EPJIT_SHARED constexpr u32 early_tag(u32 step, u32 sequence) {
     return 2 * (step + sequence * 0x9e3779b1u) + 1;
 }
-EPJIT_SHARED constexpr u64 early_entry(u16 rank, u16 column, u32 tag) {
-    return static_cast<u64>(tag) << 32 | static_cast<u32>(column) << 16 | rank;
+EPJIT_SHARED constexpr u64 early_word(u32 value, u32 tag) {
+    return static_cast<u64>(tag) << 32 | value;
 }
+EPJIT_SHARED constexpr u64 early_entry(u16 rank, u16 column, u32 tag) {
+    return early_word(static_cast<u32>(column) << 16 | rank, tag);
+}
+
+/// Where a row lies: of this rank's tokens an entry, of a source's lines an entry that is this rank's.
+struct early_place {
+    i32 row;     ///< -1 when dropped or not for this rank
+    u16 rank;    ///< no_rank where there is no entry
+    u16 slot;    ///< of a line the local one
+    i32 source;  ///< of an own entry its column, of a line its token
+    u32 tag;
+};
+static_assert(sizeof(early_place) == 16);
+
+/// Device memory for what is told early, zero before the first time: each piece by itself, in one access.
+struct early_plan {
+    u64* state;    ///< [1+R] early_word(): nothing, when the plan has begun; the lines that come from each source
+    u64* entries;  ///< [tokens,K] early_entry() of this rank's tokens: told before the other ranks' ids have come
+    early_place* places;  ///< [tokens,K] of this rank's tokens
+    early_place* lines;   ///< [R, tokens, K]
+    i32 tokens;           ///< 0: nothing is told
+    i32 all;              ///< places and lines are told, not the entries alone
+};
+static_assert(sizeof(early_plan) == 40);
 
 /// Rank whose tokens hold global token `token`, searched upwards from `rank`; `args` has a per-rank table.
 template <class Args>
@@ -187,9 +211,7 @@ struct exchange_plan_args : plan_head {
     i64 counts_offset;   ///< of `counts` in every window
     u8* lines_out;       ///< [R, list_stride, line_bytes]: lines for each rank, where peers are not written
     i64 lines_offset;    ///< else: of this rank's lines in every window
-    i32 tells_end;       ///< by plan_ended, after plan_placed
-    i32 reserved;
 };
-static_assert(sizeof(exchange_plan_args) == 144 + 32 + 56 + 40 + 16 + 8 + 24);
+static_assert(sizeof(exchange_plan_args) == 144 + 32 + 56 + 40 + 16 + 8 + 16);
 
 }  // namespace epjit::templates

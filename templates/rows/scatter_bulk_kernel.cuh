@@ -83,12 +83,19 @@ class row_mover {
     }
 
     /// Starts the stores of the oldest stage's row to every place it goes, and of its scales where they were loaded.
+    /// `read_soon`: it is read again before long.
     template <class Args>
-    __device__ __forceinline__ void store(const Args& args, const token_entries& t, bool scales = false) {
+    __device__ __forceinline__ void store(const Args& args, const token_entries& t, bool scales = false,
+                                          bool read_soon = false) {
         const u8* row = rows_ + stage_ * stage_bytes;
         if (t.leads) {
             const scatter_rank& to = args.ranks[t.entry.rank];
-            bulk_store(static_cast<u8*>(to.output) + static_cast<i64>(t.entry.row) * to.output_stride, row, row_bytes);
+            u8* place = static_cast<u8*>(to.output) + static_cast<i64>(t.entry.row) * to.output_stride;
+            if (read_soon) {
+                bulk_store_kept(place, row, row_bytes);
+            } else {
+                bulk_store(place, row, row_bytes);
+            }
             if (ScaleBytes != 0 && scales) {
                 bulk_store(static_cast<u8*>(to.output_scales) + static_cast<i64>(t.entry.row) * to.output_scale_stride,
                            row + row_bytes, ScaleBytes);

@@ -99,7 +99,6 @@ std::vector<jit::knobs> exchange_candidates(tuned_job job, std::int32_t stages, 
     }
     list.cross(&jit::knobs::dispatch_senders, {0, 8, 12, 16, 24, 48, 64}, &jit::knobs::dispatch_chunk, {0, 1, 2, 4, 8});
     list.each(&jit::knobs::dispatch_movers, movers_for(stages));
-    list.each(&jit::knobs::dispatch_lead, {1, 2, 4});
     list.each(&jit::knobs::dispatch_launches, {2});
     return list.take();
 }

@@ -27,9 +27,8 @@ struct knobs {
     std::int32_t dispatch_senders = 0;   ///< most blocks that send, at most half of those that are resident; 0: by
                                          ///< the rows' length
     std::int32_t dispatch_chunk = 0;     ///< tokens a flag; 0: by the number of tokens
-    std::int32_t dispatch_lead = 0;      ///< own rows that a warp may expand ahead of the peers'; 0: any number
     std::int32_t dispatch_follows = 0;   ///< one that promises to follow its plan: 1: begins behind it; 2: its senders
-                                         ///< begin beside it; 3: and all others when it tells its end
+                                         ///< begin beside it
     std::int32_t window_dispatch = 0;    ///< into window outputs: 1: once per rank; 2: straight to every place
     std::int32_t combine_launches = 0;   ///< as dispatch_launches
     std::int32_t combine_senders_percent = 0;  ///< of the resident blocks, those that send
@@ -53,8 +52,8 @@ struct knob_info {
 };
 std::span<const knob_info> knob_infos() noexcept;
 
-/// What launches do where no profile says otherwise: every knob of a launch but dispatch_senders, dispatch_chunk,
-/// dispatch_lead and window_dispatch is set.
+/// What launches do where no profile says otherwise: every knob of a launch but dispatch_senders, dispatch_chunk and
+/// window_dispatch is set.
 knobs cost_model_launches() noexcept;
 
 /// `values` with those of `otherwise` in place of zeros.

@@ -84,8 +84,8 @@ class tuned_knobs {
     /// Knobs of programs: of the first entry for calls of so many tokens as the exchange may have.
     [[nodiscard]] knobs programs() const noexcept { return programs_; }
     [[nodiscard]] source programs_from() const noexcept { return programs_from_; }
-    /// Knobs of a call's launches, none of them 0 but dispatch_senders, dispatch_chunk, dispatch_lead and
-    /// window_dispatch. `tokens` is the bound of the call. No allocation.
+    /// Knobs of a call's launches, none of them 0 but dispatch_senders, dispatch_chunk and window_dispatch.
+    /// `tokens` is the bound of the call. No allocation.
     [[nodiscard]] const knobs& launches(layout rows, std::int32_t tokens) const noexcept {
         return at(rows, tokens).values;
     }
@@ -113,7 +113,7 @@ class tuned_knobs {
     std::int32_t num_cases_ = 1;
     std::array<choice, max_cases> cases_{};  ///< the first that fits counts; the last fits every call
 };
-static_assert(sizeof(tuned_knobs) == 4 * (17 + 2 + 96 * 20));
+static_assert(sizeof(tuned_knobs) == 4 * (16 + 2 + 96 * 19));
 
 /// "the cost model", "the built-in profile", "the profile".
 std::string_view name(tuned_knobs::source) noexcept;

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where rows lie, of a plan made of all ranks' routing: this rank's entries and the lines that come to it. A dispatch
+// of packets is told them one by one, as they are found.
+#pragma once
+
+#include "base/device.cuh"
+#include "plan/gathered_rows.cuh"
+
+namespace epjit::templates {
+
+#if defined(__CUDACC__)
+
+/// Whether a dispatch of packets is told anything before the plan has ended.
+__device__ __forceinline__ bool tells(const gathered_plan_args& args) {
+    return args.early.tokens != 0;
+}
+
+/// That the plan has begun, by one thread: whoever sees it sees what was there before the plan.
+__device__ __forceinline__ void tell_begun(const gathered_plan_args& args, const gathering& g) {
+    st_release_gpu_64(args.early.state, early_word(0, early_tag(g.step, args.sequence)));
+}
+
+/// What is needed to send this rank's tokens from `first` on, of which `shared.staged` has the ids: told while the
+/// ranks' ids are on their way.
+template <plan_config Config>
+__device__ void tell_entries(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g,
+                             i32 first) {
+    constexpr i32 group = token_lanes<Config>::value;
+    const i32 tokens = min_of(gathered_pack_tokens, args.num_tokens - first);
+    const bool by_slot = names_slots<Config>(args);
+    const u32 tag = early_tag(g.step, args.sequence);
+    const i32 k = static_cast<i32>(threadIdx.x) % group;
+#pragma unroll 1
+    for (i32 base = 0; base < tokens; base += Config.threads / group) {
+        const i32 t = base + static_cast<i32>(threadIdx.x) / group;
+        if (!__any_sync(full_warp, t < tokens)) {
+            continue;
+        }
+        const u16 id = t < tokens && k < Config.topk ? shared.staged[t * Config.topk + k] : no_slot;
+        const u16 slot = id != no_slot ? slot_of(args, by_slot, id, args.link.me, first + t) : no_slot;
+        const i32 place = entry_place<Config, 8>(slot, k);
+        if (t < tokens && place < Config.topk) {
+            st_relaxed_gpu_64(args.early.entries + static_cast<i64>(first + t) * Config.topk + place,
+                              early_entry(slot != no_slot ? shared.slot_rank[slot] : no_rank,
+                                          Config.sparse ? id : static_cast<u16>(k), tag));
+        }
+    }
+}
+
+__device__ __forceinline__ void tell_place(early_place* to, const early_place& place) {
+    st_relaxed_sys_128(to, __builtin_bit_cast(uint4, place));
+}
+
+/// Rows before token `t` of the chunk's tile `tile`.
+template <plan_config Config>
+__device__ __forceinline__ i32 rows_before(const gathered_shared<Config>& shared, i32 tile, i32 t, i32 key) {
+    const i32 at = tile * shared.keys + key;
+    return static_cast<i32>(shared.before[at]) + __popcll(shared.masks[at] & ((1ull << t) - 1));
+}
+
+/// Where a token's row for a slot lies in the slot's rank's output, -1 beyond its capacity.
+template <plan_config Config>
+__device__ __forceinline__ i32 row_of(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 tile,
+                                      i32 t, u16 slot, i32 rank) {
+    const bool flat = args.layout == row_layout::flat;
+    const i32 capacity = static_cast<i32>(shared.headers[rank].capacity);
+    i32 row = rows_before(shared, tile, t, flat ? Config.num_slots + rank : slot);
+    if (args.layout == row_layout::expert_major) {
+        row += shared.starts[slot] - shared.starts[shared.rank_first[rank]];
+    }
+    if (row >= capacity) {
+        return -1;
+    }
+    return args.layout == row_layout::masked ? row + (slot - shared.rank_first[rank]) * capacity : row;
+}
+
+/// The lines that come from each source.
+template <plan_config Config>
+__device__ __forceinline__ void tell_lines(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                                           const gathering& g) {
+    const i32 r = static_cast<i32>(threadIdx.x);
+    if (r < Config.num_ranks) {
+        st_relaxed_gpu_64(args.early.state + 1 + r,
+                          early_word(static_cast<u32>(shared.totals[shared.keys + 2 * Config.num_ranks + r]),
+                                     early_tag(g.step, args.sequence)));
+    }
+}
+
+/// Entries of this rank's tokens of the chunk, and lines of all ranks' tokens that come here. Lanes share a token as in
+/// counting.
+template <plan_config Config>
+__device__ void place_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g,
+                            i32 first, i32 last) {
+    constexpr i32 group = token_lanes<Config>::value;
+    const u32 tag = early_tag(g.step, args.sequence);
+    const i32 rank_tiles = gathered_rank_tiles(args.bound);
+    const i32 tile_tokens = gathered_tile_tokens(args.bound);
+    const i32 me = args.link.me;
+    const i32 k = static_cast<i32>(threadIdx.x) % group;
+#pragma unroll 1
+    for (i32 base = 0; base < (last - first) * tile_tokens; base += Config.threads / group) {
+        const i32 number = base + static_cast<i32>(threadIdx.x) / group;
+        const i32 tile = number / tile_tokens;
+        const i32 t = number - tile * tile_tokens;
+        const i32 at = tile * plan_tile_tokens + t;
+        const i32 source = (first + tile) / rank_tiles;
+        const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
+        const bool exists = tile < last - first && token < args.bound;
+        const bool own = exists && source == me && token < args.num_tokens;
+        const bool comes = exists && (shared.masks[tile * shared.keys + Config.num_slots + me] >> t & 1) != 0;
+        if (!__any_sync(full_warp, own || comes)) {
+            continue;
+        }
+        const u16 slot = exists && k < Config.topk ? shared.slots[at * Config.topk + k] : no_slot;
+        const i32 place = entry_place<Config, 8>(slot, k);
+        if (place >= Config.topk || (!own && !comes)) {
+            continue;
+        }
+        plan_entry entry{-1, no_rank, 0};
+        i32 position = -1;
+        if (slot != no_slot) {
+            entry.rank = shared.slot_rank[slot];
+            if (own || entry.rank == me) {
+                entry.row = row_of(args, shared, tile, t, slot, entry.rank);
+            }
+            if (own) {
+                entry.column = Config.sparse ? shared.ids[at * Config.topk + k] : static_cast<u16>(k);
+                position = rows_before(shared, tile, t, Config.num_slots + entry.rank) -
+                           shared.totals[shared.keys + entry.rank];
+            }
+        }
+        if (own) {
+            const i64 index = static_cast<i64>(token) * Config.topk + place;
+            if (args.early.all != 0) {
+                tell_place(args.early.places + index, {entry.row, entry.rank, slot, entry.column, tag});
+            }
+            args.entries[index] = entry;
+            args.entry_slots[index] = slot;
+            args.positions[index] = position;
+        }
+        if (comes) {
+            const i32 line = rows_before(shared, tile, t, Config.num_slots + me) - shared.line_first[source];
+            u8* to = args.lines + (static_cast<i64>(source) * args.list_stride + line) * line_bytes(Config.topk);
+            const bool here = slot != no_slot && entry.rank == me;
+            const i32 row = here ? entry.row : -1;
+            const u16 local = here ? static_cast<u16>(slot - shared.rank_first[me]) : no_slot;
+            if (args.early.all != 0) {
+                const i64 index = (static_cast<i64>(source) * args.early.tokens + line) * Config.topk + place;
+                tell_place(args.early.lines + index, {row, here ? entry.rank : no_rank, local, token, tag});
+            }
+            reinterpret_cast<i32*>(to)[1 + place] = row;
+            reinterpret_cast<u16*>(to + line_slots_offset(Config.topk))[place] = local;
+            if (place == 0) {
+                *reinterpret_cast<i32*>(to) = token;
+            }
+            if (here && entry.row < 0 && args.layout == row_layout::flat) {
+                atomicAdd(&args.slot_counts[slot], -1);
+            }
+        }
+    }
+}
+
+#endif
+
+}  // namespace epjit::templates
