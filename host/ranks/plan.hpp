@@ -48,8 +48,8 @@ class rank_plan final : public plan_state {
     /// What the plan kernel and those that use the plan are given.
     void fill(templates::plan_head& head) const noexcept;
 
-    /// Memory for what the plan's kernel tells early, and that where it does.
-    templates::early_plan early{};
+    templates::early_plan early{};  ///< memory for what the plan's kernel tells a dispatch of few tokens
+    /// The same where it tells that, else nothing.
     [[nodiscard]] templates::early_plan told_early() const noexcept {
         return tells == told::places ? early : templates::early_plan{};
     }

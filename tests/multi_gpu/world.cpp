@@ -20,17 +20,16 @@ class plain_world final : public rank_world {
     [[nodiscard]] communicator& comm() override { return comm_; }
     [[nodiscard]] bool on_gpu() const override { return comm_.state().context != nullptr; }
     exchange make_exchange(const exchange_config& config) override {
+        if (most_sms_ == 0) {
+            return exchange(comm_, config);
+        }
         exchange_config bounded = config;
-        if (most_sms_ > 0) {
-            bounded.num_sms = config.num_sms > 0 ? std::min(config.num_sms, most_sms_) : most_sms_;
-            bounded.expansion_sms = 0;
-        }
+        bounded.num_sms = config.num_sms > 0 ? std::min(config.num_sms, most_sms_) : most_sms_;
+        bounded.expansion_sms = 0;
         exchange made(comm_, bounded);
-        if (most_sms_ > 0) {
-            // Loading a kernel waits for those that run on the GPU, a peer's too.
-            made.prepare();
-            barrier();
-        }
+        // Loading a kernel waits for those that run on the GPU, a peer's too.
+        made.prepare();
+        barrier();
         return made;
     }
     std::unique_ptr<tools::memory_space> make_memory() override { return tools::make_memory_space(comm_); }

@@ -27,8 +27,8 @@ struct knobs {
     std::int32_t dispatch_senders = 0;   ///< most blocks that send, at most half of those that are resident; 0: by
                                          ///< the rows' length
     std::int32_t dispatch_chunk = 0;     ///< tokens a flag; 0: by the number of tokens
-    std::int32_t dispatch_follows = 0;   ///< one that promises to follow its plan: 1: begins behind it; 2: its senders
-                                         ///< begin beside it
+    std::int32_t dispatch_follows = 0;   ///< one that promises to follow its plan: 1: begins behind it; 2: beside it,
+                                         ///< by what it tells
     std::int32_t window_dispatch = 0;    ///< into window outputs: 1: once per rank; 2: straight to every place
     std::int32_t combine_launches = 0;   ///< as dispatch_launches
     std::int32_t combine_senders_percent = 0;  ///< of the resident blocks, those that send
