@@ -47,6 +47,10 @@ epjit_status epjit_exchange_prepare(epjit_exchange* exchange) {
     return guarded([&] { not_null(exchange, "exchange").object.prepare(); });
 }
 
+epjit_status epjit_exchange_check(const epjit_exchange* exchange) {
+    return guarded([&] { not_null(exchange, "exchange").object.check(); });
+}
+
 epjit_status epjit_exchange_get_info(const epjit_exchange* exchange, epjit_exchange_info* out) {
     return guarded([&] {
         const epjit::exchange& e = not_null(exchange, "exchange").object;

@@ -58,6 +58,8 @@ class backend {
     virtual void prepare() = 0;
     /// Everything that a call may launch is loaded.
     [[nodiscard]] virtual bool prepared() const noexcept { return true; }
+    /// @throws what the next call would throw of work that is done.
+    virtual void check() const {}
     [[nodiscard]] virtual std::size_t workspace_bytes() const noexcept = 0;
     virtual std::unique_ptr<plan_state> make_plan(std::span<const plan_args> ranks, const plan_options& options,
                                                   stream_t stream, std::unique_ptr<plan_state> reuse) = 0;

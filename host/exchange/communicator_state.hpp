@@ -5,6 +5,7 @@
 #include "epjit/types.hpp"
 #include "host/dispatcher/dispatcher.hpp"
 #include "host/driver/device.hpp"
+#include "host/exchange/call_order.hpp"
 #include "host/runtime/runtime_state.hpp"
 
 #include <atomic>
@@ -29,6 +30,7 @@ struct communicator_state {
     machine_facts facts;
     std::optional<jit::tuned_knobs> forced_knobs;  ///< in place of profiles: a tuner's, the same on every rank
     std::atomic<bool> fallback_logged{false};      ///< why a slower exchange was taken is said once
+    exchange_order order;                          ///< of the exchanges of real ranks
 };
 
 }  // namespace epjit::host

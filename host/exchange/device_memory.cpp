@@ -104,23 +104,6 @@ device_tables::device_tables(communicator_state& comm, const resolved_config& co
     rank_first = reinterpret_cast<const std::int32_t*>(base + rank_first_at);
 }
 
-void lane_order::on(const device_context& context, stream_t stream) {
-    if (used_ && last_ != stream) {
-        const driver_api& api = context.api();
-        const auto captured = [&api](stream_t s) {
-            capture_status status = capture_status::none;
-            return api.stream_is_capturing(s, &status) == cu_success && status != capture_status::none;
-        };
-        // A capture can wait for nothing outside of it, nor anything outside for what has yet to be replayed.
-        if (captured(stream) == captured(last_)) {
-            api.check(api.event_record(event_.get(), last_), "cuEventRecord", "on the lane's previous stream");
-            api.check(api.stream_wait_event(stream, event_.get(), 0), "cuStreamWaitEvent");
-        }
-    }
-    used_ = true;
-    last_ = stream;
-}
-
 poll_outcome poll_ready(const std::uint32_t* ready, std::uint32_t sequence, std::chrono::milliseconds limit,
                         const std::function<bool()>& running) {
     using clock = std::chrono::steady_clock;

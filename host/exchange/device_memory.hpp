@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the exchanges of a GPU keep beside their kernels: memory from the caller's hooks, tables, a lane's order of
-// streams, and the wait for a number that a kernel writes.
+// What the exchanges of a GPU keep beside their kernels: memory from the caller's hooks, tables, and the wait
+// for a number that a kernel writes.
 #pragma once
 
 #include "host/driver/device.hpp"
@@ -45,21 +45,6 @@ class device_tables {
 
    private:
     workspace memory_;
-};
-
-/// Orders one lane's calls across streams.
-class lane_order {
-   public:
-    lane_order() noexcept = default;
-    explicit lane_order(const shared_context& context) : event_(context, false) {}
-    /// Makes `stream` wait for the lane's earlier work when that went to another stream; the context is current. Not
-    /// across the border of a capture: there the caller orders the replays.
-    void on(const device_context& context, stream_t stream);
-
-   private:
-    gpu_event event_;
-    stream_t last_ = nullptr;
-    bool used_ = false;
 };
 
 enum class poll_outcome { ready, timed_out, work_ended };

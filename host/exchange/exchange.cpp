@@ -228,6 +228,10 @@ void exchange::prepare() {
     live(state_).backend->prepare();
 }
 
+void exchange::check() const {
+    live(state_).backend->check();
+}
+
 std::int64_t exchange::worst_case_rows(int driven, const plan_options& options) const {
     const exchange_state& state = live(state_);
     if (driven < 0 || driven >= state.config.num_driven) {

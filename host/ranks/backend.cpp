@@ -37,6 +37,7 @@ rank_backend::rank_backend(communicator_state& comm, const resolved_config& conf
 }
 
 rank_backend::~rank_backend() {
+    comm_.order.forget(this);
     comm_.nccl->forget(&way_->link(0).control->failed);
     way_->close();
 }
@@ -81,11 +82,11 @@ void rank_backend::leave_rows(const rank_plan& plan, dtype type, bool own, trave
     rows.how = how;
 }
 
-void rank_backend::begin_call(const rank_plan& plan, std::int32_t lane, stream_t stream) {
+ordered_call rank_backend::begin_call(const rank_plan& plan, std::int32_t lane, stream_t stream) {
     way_->check();
     refuse_early(plan);
-    order_[static_cast<std::size_t>(lane)].on(*comm_.context, stream);
     take_back(lane);
+    return in_order(lane, stream);
 }
 
 void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
@@ -97,7 +98,7 @@ void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> r
     }
     const scoped_context current(*comm_.context);
     require_one_window(plan, "dispatch_send");
-    begin_call(plan, options.lane, stream);
+    const ordered_call call = begin_call(plan, options.lane, stream);
     send_rows(plan, ranks[0], options, {}, stream);
 }
 
@@ -129,7 +130,7 @@ void rank_backend::dispatch_receive(plan_state& p, std::span<const dispatch_args
                                     const dispatch_options& options, stream_t stream) {
     const rank_plan& plan = static_cast<const rank_plan&>(p);
     const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    const ordered_call call = in_order(options.lane, stream);
     receive_rows(plan, ranks[0], options, {}, stream);
 }
 

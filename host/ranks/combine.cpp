@@ -20,7 +20,7 @@ void rank_backend::combine_send(plan_state& p, std::span<const combine_args> ran
     }
     require_one_window(plan, "combine_send");
     const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    const ordered_call call = in_order(options.lane, stream);
     take_back(options.lane);
     begin_combine(plan, ranks[0], options.lane, stream);
     send_sums(plan, ranks[0], options.reduction, {}, stream);
@@ -105,7 +105,7 @@ void rank_backend::combine_receive(plan_state& p, std::span<const combine_args> 
                                    stream_t stream) {
     const rank_plan& plan = static_cast<const rank_plan&>(p);
     const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    const ordered_call call = in_order(options.lane, stream);
     if (options.reduction == reduction::per_row) {
         take_back(options.lane);
         combine_rows(plan, ranks[0], stream);

@@ -40,7 +40,7 @@ void rank_backend::weight_gradients(plan_state& p, std::span<const weight_gradie
     rank_kernels& k = kernels();
     const std::int32_t lane = plan.options.lane;
     const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(lane)].on(*comm_.context, stream);
+    const ordered_call call = in_order(lane, stream);
     take_back(lane);
     const weight_gradient_args& given = ranks[0];
     const bool by_rows =

@@ -138,7 +138,7 @@ void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks,
     }
     const scoped_context current(*comm_.context);
     const bool follows = may_follow(plan, options, few ? rank_plan::told::places : rank_plan::told::positions, stream);
-    begin_call(plan, options.lane, stream);
+    const ordered_call call = begin_call(plan, options.lane, stream);
     if (few) {
         launch_ll_dispatch(plan, ranks[0], options, follows, stream);
         leave_rows(plan, config_.config.dispatch_type, false, travelled::packets);
@@ -198,7 +198,7 @@ void rank_backend::combine(plan_state& p, std::span<const combine_args> ranks, c
         return;
     }
     const scoped_context current(*comm_.context);
-    begin_call(plan, options.lane, stream);
+    const ordered_call call = begin_call(plan, options.lane, stream);
     if (few) {
         launch_ll_combine(plan, ranks[0], options, stream);
         report(plan);

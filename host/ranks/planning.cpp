@@ -159,7 +159,7 @@ std::unique_ptr<plan_state> rank_backend::make_plan(std::span<const plan_args> r
     }
     kernels();
     const scoped_context current(*comm_.context);
-    order_[static_cast<std::size_t>(options.lane)].on(*comm_.context, stream);
+    const ordered_call call = in_order(options.lane, stream);
     std::unique_ptr<rank_plan> plan = plan_with_memory(options, std::move(reuse), stream);
     plan->options = options;
     plan->ranks.assign(ranks.begin(), ranks.end());

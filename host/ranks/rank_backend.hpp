@@ -26,6 +26,7 @@ class rank_backend : public backend {
 
     void prepare() override { kernels(); }
     [[nodiscard]] bool prepared() const noexcept override { return kernels_.has_value(); }
+    void check() const override { way_->check(); }
     [[nodiscard]] std::size_t workspace_bytes() const noexcept override {
         return tables_.bytes + way_->workspace_bytes() + window_lines_.bytes();
     }
@@ -192,10 +193,13 @@ class rank_backend : public backend {
     void end_sends(const rank_plan& plan, std::int32_t lane, stream_t stream);
     void send_gradients(const rank_plan& plan, const weight_gradient_args& ranks, bool by_rows,
                         const token_window& window, stream_t stream);
-    /// Where a dispatch or combine begins, the context current: nothing has failed, and the lane's memory is the
-    /// call's.
+    /// Around a call's launches, the context current: behind what the lane and other exchanges have enqueued.
+    [[nodiscard]] ordered_call in_order(std::int32_t lane, stream_t stream) {
+        return {order_[static_cast<std::size_t>(lane)], comm_.order, this, lane, comm_.context, stream};
+    }
+    /// The same where a dispatch or combine begins: nothing has failed, and the lane's memory is the call's.
     /// @throws what the plan or the exchange has to say.
-    void begin_call(const rank_plan& plan, std::int32_t lane, stream_t stream);
+    [[nodiscard]] ordered_call begin_call(const rank_plan& plan, std::int32_t lane, stream_t stream);
     [[nodiscard]] exchange_path path_of(const plan_options& options) const noexcept {
         return choose_path(config_.config.ll_max_tokens_per_rank, config_.config.max_tokens_per_rank,
                            options.token_bound);

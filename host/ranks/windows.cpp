@@ -52,7 +52,7 @@ void rank_backend::dispatch_by_steps(const rank_plan& plan, const dispatch_args&
                                      stream_t stream) {
     kernels();
     const scoped_context current(*comm_.context);
-    begin_call(plan, options.lane, stream);
+    const ordered_call call = begin_call(plan, options.lane, stream);
     by_windows(plan, 1, [&](const token_window& window) {
         send_rows(plan, ranks, options, window, stream);
         receive_rows(plan, ranks, options, window, stream);
@@ -63,7 +63,7 @@ void rank_backend::combine_by_steps(const rank_plan& plan, const combine_args& r
                                     stream_t stream) {
     kernels();
     const scoped_context current(*comm_.context);
-    begin_call(plan, options.lane, stream);
+    const ordered_call call = begin_call(plan, options.lane, stream);
     if (options.reduction == reduction::per_row) {
         combine_rows(plan, ranks, stream);
     } else {

@@ -124,6 +124,7 @@ TEST_F(c_host, what_was_made_can_be_asked_for) {
     EXPECT_EQ(info.kind, EPJIT_EXCHANGE_HOST);
     const handle<epjit_exchange> ex = make_exchange();
     EXPECT_OK(epjit_exchange_prepare(ex.get()));
+    EXPECT_OK(epjit_exchange_check(ex.get()));
     epjit_exchange_info made = sized<epjit_exchange_info>();
     ASSERT_OK(epjit_exchange_get_info(ex.get(), &made));
     EXPECT_EQ(made.kind, EPJIT_EXCHANGE_HOST);

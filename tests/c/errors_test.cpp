@@ -48,6 +48,7 @@ TEST_F(c_host, null_handles_are_named) {
     expect_null_named(epjit_communicator_get_info(comm, &communicator_info), "communicator");
     expect_null_named(epjit_exchange_create(comm, &config, &ex), "communicator");
     expect_null_named(epjit_exchange_prepare(ex), "exchange");
+    expect_null_named(epjit_exchange_check(ex), "exchange");
     epjit_exchange_info info = sized<epjit_exchange_info>();
     expect_null_named(epjit_exchange_get_info(ex, &info), "exchange");
     expect_null_named(epjit_exchange_get_config(ex, &config), "exchange");

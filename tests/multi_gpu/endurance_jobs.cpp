@@ -9,11 +9,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <iterator>
 #include <memory>
 #include <optional>
 #include <random>
+#include <thread>
 #include <vector>
 
 namespace epjit::tests {
@@ -27,14 +29,20 @@ constexpr fixed_shape mixed_shapes[] = {
     {128, 8, 2, 200, dtype::f32, layout::masked, mode::fixed, reduction::per_rank},
     {1000, 60, 6, 40, dtype::fp16, layout::expert_major, mode::fixed, reduction::per_rank},
     {136, 17, 1, 1, dtype::bf16, layout::masked, mode::exact, reduction::per_rank},
+    // Its kernels fill the GPU: two of them that wait for peers find no room beside each other.
+    {256, 16, 4, 1500, dtype::bf16, layout::expert_major, mode::fixed, reduction::per_rank},
 };
 
 /// An exchange with a layer on it that is run again and again.
 struct fixed_run {
     fixed_run(rank_world& world, const fixed_shape& s, exchange_kind kind, std::uint64_t seed)
+        : fixed_run(world, s, kind, seed, world.make_memory()) {}
+    /// In `on`, and on its stream.
+    fixed_run(rank_world& world, const fixed_shape& s, exchange_kind kind, std::uint64_t seed,
+              std::shared_ptr<tools::memory_space> on)
         : job(make_fixed(s, world.ranks(), seed)),
           ex(world.make_exchange(tools::config_of(job, kind))),
-          memory(world.make_memory()),
+          memory(std::move(on)),
           layer(ex, *memory, job, options()) {
         ex.prepare();
         layer.upload();
@@ -54,8 +62,23 @@ struct fixed_run {
 
     problem job;
     exchange ex;
-    std::unique_ptr<tools::memory_space> memory;
+    std::shared_ptr<tools::memory_space> memory;
     tools::layer layer;
+};
+
+/// A rank that comes late now and then, each at times of its own.
+class latecomer {
+   public:
+    latecomer(rank_world& world, std::uint64_t seed)
+        : random_(seed + 1'000'003 * (static_cast<std::uint64_t>(world.rank()) + 1)) {}
+    void dawdle() {
+        if (random_() % 8 == 0) {
+            std::this_thread::sleep_for(std::chrono::microseconds(random_() % 200));
+        }
+    }
+
+   private:
+    std::mt19937_64 random_;
 };
 
 void expect_equal_memory(rank_world& world, job_report& report, const char* what, std::size_t before) {
@@ -77,12 +100,14 @@ std::size_t memory_now(rank_world& world) {
 
 }  // namespace
 
+/// Exchanges on streams of their own, without a word of order between them.
 void stress_job(rank_world& world, const job_settings& settings, job_report& report) {
     std::deque<fixed_run> runs;
     for (const fixed_shape& s : mixed_shapes) {
         runs.emplace_back(world, s, settings.exchange, settings.seed + runs.size());
     }
     std::mt19937_64 random(settings.seed);
+    latecomer rank(world, settings.seed);
     const std::int64_t warm = std::min<std::int64_t>(settings.iterations / 2, 200);
     std::optional<std::size_t> before;
     for (std::int64_t i = 0; i < settings.iterations; ++i) {
@@ -90,6 +115,7 @@ void stress_job(rank_world& world, const job_settings& settings, job_report& rep
             before = memory_now(world);
         }
         fixed_run& run = runs[random() % runs.size()];
+        rank.dawdle();
         run.once();
         ++report.counts["layers"];
         if (random() % 50 == 0 || i + 1 == settings.iterations) {
@@ -138,7 +164,8 @@ void graph_job(rank_world& world, const job_settings& settings, job_report& repo
     fixed_shape shapes[] = {mixed_shapes[0], mixed_shapes[2]};
     for (const fixed_shape& s : shapes) {
         fixed_run graphed(world, s, settings.exchange, settings.seed);
-        fixed_run eager(world, s, settings.exchange, settings.seed + 1);
+        // Another exchange on the same stream: nobody but the caller can order replays on different ones.
+        fixed_run eager(world, s, settings.exchange, settings.seed + 1, graphed.memory);
         // On the same exchange as the graph: eager calls and replays take turns on its flags and epochs.
         tools::layer shared(graphed.ex, *graphed.memory, eager.job, fixed_run::options());
         shared.upload();
@@ -150,12 +177,14 @@ void graph_job(rank_world& world, const job_settings& settings, job_report& repo
         graphed.memory->synchronize();
         graphed.layer.record_graph(1);
         std::mt19937_64 random(settings.seed);
+        latecomer rank(world, settings.seed);
         const problem* loaded = &graphed.job;
         for (std::int64_t i = 0; i < settings.iterations; ++i) {
             if (random() % 4 == 0) {
                 loaded = &jobs[random() % jobs.size()];
                 graphed.layer.upload_again(*loaded);
             }
+            rank.dawdle();
             graphed.layer.replay();
             ++report.counts["replays"];
             const bool with_eager = random() % 5 == 0;
@@ -164,6 +193,7 @@ void graph_job(rank_world& world, const job_settings& settings, job_report& repo
                 shared.dispatch();
                 shared.run_experts();
                 shared.combine();
+                rank.dawdle();
                 eager.once();
                 ++report.counts["eager"];
             }
@@ -180,7 +210,6 @@ void graph_job(rank_world& world, const job_settings& settings, job_report& repo
             }
         }
         graphed.memory->synchronize();
-        eager.memory->synchronize();
         world.barrier();
     }
 }

@@ -318,8 +318,9 @@ TEST(scripted_ranks, do_what_they_are_told_and_answer_with_the_error) {
     ranks.all("exchange 0 lanes=2 max_tokens=64");
     ranks.all("layer a lane=0 seed=11 mode=exact");
     ranks.all("layer b lane=1 seed=12 layout=masked reduction=per_row bad_ids_of_rank=0");
-    for (const char* command : {"plan a", "plan b", "dispatch_send a", "dispatch b", "dispatch_receive a", "experts a",
-                                "experts b", "combine b", "combine_send a", "combine_receive a", "sync a", "barrier"}) {
+    for (const char* command :
+         {"plan a", "plan b", "dispatch_send a", "dispatch b", "dispatch_receive a", "experts a", "experts b",
+          "combine b", "combine_send a", "combine_receive a", "sync a", "look a", "barrier"}) {
         ranks.all(command);
     }
     EXPECT_EQ(ranks.ask(0, "check a").text, "bad_ids=0");

@@ -235,6 +235,8 @@ class script {
             layer.combine_receive();
         } else if (name == "sync") {
             l.memory->synchronize();
+        } else if (name == "look") {
+            l.on->check();
         } else if (name == "whole") {
             layer.make_plan();
             layer.dispatch();

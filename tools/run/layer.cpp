@@ -260,6 +260,7 @@ observation layer::finish() {
         }
     }
     s.memory.synchronize();
+    s.exchange_.check();
     const plan_status status = s.plan_.status();
     s.seen.bad_ids = status.bad_ids;
     s.seen.duplicate_ids = status.duplicate_ids;

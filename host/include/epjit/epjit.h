@@ -366,6 +366,10 @@ EPJIT_API epjit_status epjit_exchange_create(epjit_communicator* communicator, c
 EPJIT_API void epjit_exchange_destroy(epjit_exchange* exchange);
 /// Compiles, or takes from the cache, and loads everything the exchange may launch; otherwise the first call does.
 EPJIT_API epjit_status epjit_exchange_prepare(epjit_exchange* exchange);
+/// Reports what the next call would report of work that is done: a peer that never came, ranks that made different
+/// calls, a failed NCCL call. Costs a look at host memory. For whoever replays graphs, which call nothing that could
+/// say so: after the stream's work.
+EPJIT_API epjit_status epjit_exchange_check(const epjit_exchange* exchange);
 EPJIT_API epjit_status epjit_exchange_get_info(const epjit_exchange* exchange, epjit_exchange_info* out);
 /// The config with its defaults resolved; the tables belong to the exchange.
 EPJIT_API epjit_status epjit_exchange_get_config(const epjit_exchange* exchange, epjit_exchange_config* out);

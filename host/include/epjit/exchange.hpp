@@ -190,6 +190,11 @@ class EPJIT_API exchange {
     /// @throws compile_error, offline_miss_error, library_error, cuda_error.
     void prepare();
 
+    /// Throws what the next call would throw of work that is done: a peer that never came, a failed NCCL call. Costs a
+    /// look at host memory. For whoever replays graphs, which call nothing that could say so: after the stream's work.
+    /// @throws timeout_error, config_error (ranks made different calls), nccl_error.
+    void check() const;
+
     /// Rows that one rank's output may need for any routing of `token_bound` tokens a rank: R * T * K at most,
     /// padding included (flat: R * T; masked: L * R * T).
     [[nodiscard]] std::int64_t worst_case_rows(int driven, const plan_options& options) const;
