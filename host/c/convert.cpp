@@ -168,11 +168,12 @@ epjit::combine_args to_cpp(const epjit_combine_args& a) {
 }
 
 epjit::combine_options to_cpp(const epjit_combine_options& o) {
-    return {enumerator<reduction>(o.reduction, "epjit_combine_options::reduction"), o.lane};
+    return {enumerator<reduction>(o.reduction, "epjit_combine_options::reduction"), o.lane, o.weights_dispatched != 0};
 }
 
 epjit_combine_options to_c(const epjit::combine_options& o) {
-    return {sizeof(epjit_combine_options), static_cast<epjit_reduction>(o.reduction), o.lane, 0};
+    return {sizeof(epjit_combine_options), static_cast<epjit_reduction>(o.reduction), o.lane,
+            o.weights_dispatched ? 1 : 0};
 }
 
 epjit::weight_gradient_args to_cpp(const epjit_weight_gradient_args& a) {

@@ -47,7 +47,8 @@ struct plan_state {
     const void* owner = nullptr;           ///< names the exchange that made it
     std::shared_ptr<const void> identity;  ///< keeps that name from being used again
     plan_options options;
-    std::vector<plan_args> ranks;  ///< as given; routing pointers are not used after make_plan
+    std::vector<plan_args> ranks;     ///< as given; routing pointers are not used after make_plan
+    bool weights_dispatched = false;  ///< the last dispatch was given weights of all driven ranks
     [[nodiscard]] virtual plan_view view(int driven) const = 0;
     [[nodiscard]] virtual plan_status status() const = 0;
 };

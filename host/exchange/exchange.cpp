@@ -270,6 +270,7 @@ plan exchange::make_plan(std::span<const plan_args> ranks, const plan_options& o
     made->identity = state.identity;
     made->options = options;
     made->ranks.assign(ranks.begin(), ranks.end());
+    made->weights_dispatched = false;
     return plan(std::move(made));
 }
 
@@ -280,6 +281,7 @@ void exchange::dispatch_send(const plan& p, std::span<const dispatch_args> ranks
     validate_dispatch(state, ps, ranks, options);
     expect_idle(state, options.lane, "dispatch_send");
     state.backend->dispatch_send(ps, ranks, options, stream);
+    ps.weights_dispatched = host::brings_weights(ps, ranks);
     state.lanes[options.lane] = {pending_half::dispatch, &ps};
 }
 
@@ -300,6 +302,7 @@ void exchange::dispatch(const plan& p, std::span<const dispatch_args> ranks, con
     validate_dispatch(state, ps, ranks, options);
     expect_idle(state, options.lane, "dispatch");
     state.backend->dispatch(ps, ranks, options, stream);
+    ps.weights_dispatched = host::brings_weights(ps, ranks);
 }
 
 void exchange::combine_send(const plan& p, std::span<const combine_args> ranks, const combine_options& options,

@@ -375,7 +375,24 @@ void validate_combine(const resolved_config& config, const plan_state& plan, std
         if (!aligned(a.weights, 4)) {
             refuse("align it to 4 bytes", "weights of rank {} are at {}", r, static_cast<const void*>(a.weights));
         }
+        if (options.weights_dispatched && a.weights == nullptr && plan.ranks[r].num_tokens > 0) {
+            refuse("pass the weights that dispatch was given", "weights_dispatched, but weights of rank {} are null",
+                   r);
+        }
     }
+    if (options.weights_dispatched && !plan.weights_dispatched) {
+        refuse("give dispatch the weights, or leave weights_dispatched out",
+               "weights_dispatched, but the plan's last dispatch was given none");
+    }
+}
+
+bool brings_weights(const plan_state& plan, std::span<const dispatch_args> ranks) noexcept {
+    for (std::size_t r = 0; r < ranks.size(); ++r) {
+        if (ranks[r].weights == nullptr && plan.ranks[r].num_tokens > 0) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void validate_weight_gradients(const resolved_config& config, const plan_state& plan,

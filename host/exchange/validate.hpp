@@ -21,6 +21,8 @@ void validate_dispatch(const resolved_config& config, const plan_state& plan, st
                        const dispatch_options& options);
 void validate_combine(const resolved_config& config, const plan_state& plan, std::span<const combine_args> ranks,
                       const combine_options& options);
+/// Whether each rank with tokens has weights.
+[[nodiscard]] bool brings_weights(const plan_state& plan, std::span<const dispatch_args> ranks) noexcept;
 void validate_weight_gradients(const resolved_config& config, const plan_state& plan,
                                std::span<const weight_gradient_args> ranks);
 

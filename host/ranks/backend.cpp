@@ -92,6 +92,7 @@ ordered_call rank_backend::begin_call(const rank_plan& plan, std::int32_t lane, 
 void rank_backend::dispatch_send(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                                  stream_t stream) {
     rank_plan& plan = static_cast<rank_plan&>(p);
+    plan.keeps_weights = false;
     kernels();
     if (options.into_window) {
         check_window_rows(plan);

@@ -22,8 +22,8 @@ std::int32_t blocks_for(std::int64_t jobs, std::int64_t left) {
 
 }  // namespace
 
-void rank_backend::launch_ll_dispatch(const rank_plan& plan, const dispatch_args& ranks,
-                                      const dispatch_options& options, bool follows, stream_t stream) {
+void rank_backend::launch_ll_dispatch(rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
+                                      bool follows, stream_t stream) {
     const launchable kernel = with_all_blocks(kernels().ll_dispatch, bounded());
     templates::ll_dispatch_args args{};
     fill_ll_dispatch_args(args, setting(plan), plan, ranks, options);
@@ -31,6 +31,8 @@ void rank_backend::launch_ll_dispatch(const rank_plan& plan, const dispatch_args
     args.sequence = plan.sequence;
     args.early = plan.told_early();
     args.follows = follows ? 1 : 0;
+    plan.keeps_weights = plan.options.layout != layout::flat && (ranks.weights != nullptr || plan.num_tokens == 0);
+    args.kept = plan.keeps_weights ? plan.kept() : templates::kept_area{};
     // Rows without a token, one or two to a warp; no blocks for them where the call has none to fill.
     const std::int64_t rows_a_block = kernel.threads / 32 * 3 / 2;
     const std::int64_t slots = args.fill_last_slot - args.fill_first_slot;
@@ -51,6 +53,10 @@ void rank_backend::launch_ll_combine(const rank_plan& plan, const combine_args& 
     templates::ll_combine_args args{};
     fill_ll_combine_args(args, setting(plan), plan, ranks, options.reduction);
     args.link = way_->link(options.lane);
+    if (options.weights_dispatched && plan.keeps_weights) {
+        args.kept = plan.kept();
+        args.weighted = 0;
+    }
     const std::int64_t parts = sum_packet(config_.config).parts(kernel.threads);
     const std::int64_t lines = (config_.num_ranks - 1) * parts * bound(plan);
     const std::int64_t entries = std::int64_t{plan.num_tokens} * config_.config.topk;

@@ -123,7 +123,8 @@ void rank_backend::check_window_rows(const rank_plan& plan) const {
 void rank_backend::dispatch(plan_state& p, std::span<const dispatch_args> ranks, const dispatch_options& options,
                             stream_t stream) {
     // What decides is equal on every rank: the config, the options, never this rank's tensors.
-    const rank_plan& plan = static_cast<const rank_plan&>(p);
+    rank_plan& plan = static_cast<rank_plan&>(p);
+    plan.keeps_weights = false;
     const bool as_they_are = !options.weigh_input && config_.config.input_type == config_.config.dispatch_type;
     const bool few = few_tokens(plan);
     const bool direct = options.into_window && plan.direct && as_they_are && !few;

@@ -18,7 +18,7 @@ constexpr bool is_gathered(plan_source source, bool peers_written, exchange_path
     if (source != plan_source::automatic) {
         return source == plan_source::gathered;
     }
-    return peers_written && path == exchange_path::low_latency && templates::gathered_in_one_block(shape, bound);
+    return peers_written && path == exchange_path::low_latency && templates::gathered_at_once(shape, bound);
 }
 
 class rank_plan final : public plan_state {
@@ -53,6 +53,7 @@ class rank_plan final : public plan_state {
     [[nodiscard]] templates::early_plan told_early() const noexcept {
         return tells == told::places ? early : templates::early_plan{};
     }
+    [[nodiscard]] templates::kept_area kept() const noexcept { return {kept_weights, kept_lines, 0}; }
     templates::plan_entry* entries = nullptr;
     std::uint16_t* entry_slots = nullptr;
     std::int32_t* positions = nullptr;
@@ -61,6 +62,8 @@ class rank_plan final : public plan_state {
     std::int32_t* slot_counts = nullptr;
     std::int32_t* slot_offsets = nullptr;
     std::int32_t* rank_rows = nullptr;
+    float* kept_weights = nullptr;  ///< [R, kept_lines, K] of the entries of lines that came as packets
+    std::int32_t kept_lines = 0;
     templates::plan_entry* relay_entries = nullptr;  ///< [relays, max_tokens, K]
     std::int32_t* relay_positions = nullptr;         ///< [relays, max_tokens, K]
 
@@ -71,7 +74,8 @@ class rank_plan final : public plan_state {
     std::int64_t known_rows = -1;  ///< exact mode
     std::uint32_t sequence = 0;
     bool exact = false;
-    bool direct = false;  ///< rows go straight to their places in outputs that are lent
+    bool keeps_weights = false;  ///< the last dispatch has left kept_weights, on every rank or none
+    bool direct = false;         ///< rows go straight to their places in outputs that are lent
     /// What the plan's kernel tells a dispatch long before it ends: of few tokens all that it does, piece by piece; of
     /// many where they go.
     enum class told : std::uint8_t { nothing, places, positions };

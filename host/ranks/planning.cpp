@@ -94,26 +94,34 @@ void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks,
     args.chunk_tiles = static_cast<std::int32_t>(std::min({tiles, room, std::int64_t{32}}));
     launchable kernel = k.gathered_plan;
     kernel.shared_bytes = templates::gathered_shared_bytes(k.plan_shape, args.chunk_tiles);
-    // No more than the plan has memory for the counts of.
+    const bool at_once = templates::gathered_at_once(k.plan_shape, args.bound);
+    args.at_once = at_once ? 1 : 0;
+    // Else no more than the plan has memory for the counts of.
     const std::int64_t blocks =
-        templates::gathered_in_one_block(k.plan_shape, args.bound)
-            ? 1
-            : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
-    const bool tells = flagged && blocks == 1 && bound(plan) <= plan.early.tokens;
+        at_once ? std::min(templates::gathered_blocks(k.plan_shape, args.bound), kernel.max_blocks)
+                : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
+    const std::int64_t together =
+        std::min<std::int64_t>(args.chunk_tiles, at_once ? tiles : (tiles + blocks - 1) / blocks);
+    args.span = static_cast<std::int32_t>(std::min<std::int64_t>(
+        templates::gathered_id_vectors(args.bound, config_.config.topk, flagged),
+        together * templates::plan_tile_tokens * config_.config.topk / templates::gathered_ids_per_vector(flagged) +
+            2));
+    args.by_span = templates::divide_by(args.span);
+    args.by_rank_tiles = templates::divide_by(templates::gathered_rank_tiles(args.bound));
+    args.by_tile_tokens = templates::divide_by(templates::gathered_tile_tokens(args.bound));
+    const bool tells = flagged && at_once && bound(plan) <= plan.early.tokens;
     let_follow(plan, tells ? rank_plan::told::places : rank_plan::told::nothing);
-    // More tokens keep the block busy enough without telling of each.
-    plan.early.all = args.bound <= templates::plan_tile_tokens ? 1 : 0;
     args.early = plan.told_early();
     if (flagged) {
         args.phases = templates::gathered_phase_send | templates::gathered_phase_plan;
-        launch(comm_, kernel, blocks, &args, stream, blocks > 1 ? launch_mode::cooperative : overlapping());
+        launch(comm_, kernel, blocks, &args, stream, at_once ? overlapping() : cooperative_if(blocks > 1));
         return;
     }
     args.phases = templates::gathered_phase_send;
-    launch(comm_, kernel, blocks, &args, stream);
+    launch(comm_, kernel, at_once ? 1 : blocks, &args, stream);
     way_->exchange_routing(plan.options, bound(plan), bytes, stream);
     args.phases = templates::gathered_phase_plan;
-    launch(comm_, kernel, blocks, &args, stream, cooperative_if(blocks > 1));
+    launch(comm_, kernel, blocks, &args, stream, cooperative_if(!at_once && blocks > 1));
 }
 
 void rank_backend::launch_plan(rank_plan& plan, const plan_args& ranks, stream_t stream) {

@@ -210,8 +210,8 @@ class rank_backend : public backend {
         return way_->peers_written() && kernels().ll_dispatch.max_blocks >= 3 && kernels().ll_combine.max_blocks >= 3 &&
                path_of(plan.options) == exchange_path::low_latency;
     }
-    void launch_ll_dispatch(const rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options,
-                            bool follows, stream_t stream);
+    void launch_ll_dispatch(rank_plan& plan, const dispatch_args& ranks, const dispatch_options& options, bool follows,
+                            stream_t stream);
     void launch_ll_combine(const rank_plan& plan, const combine_args& ranks, const combine_options& options,
                            stream_t stream);
     /// How rows came: only those that were staged can be lent.

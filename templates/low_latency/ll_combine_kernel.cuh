@@ -3,9 +3,10 @@
 // sums come back as packets that announce themselves.
 //
 // Cost model: a token's partial sums cross once a rank in 4/3 of their bytes; one flight over the link, two where
-// weights travel, the first of which hides the reading of rows. Launches: 1. SMs: a block for each part of a line's sum
-// and of a token's, up to what fits (see ll_dispatch_kernel). In the grid: blocks that send weights wait for nothing,
-// blocks that send sums for the peers' weights, blocks that finish tokens for the peers' sums.
+// weights travel, the first of which hides the reading of rows: not those that came with the rows. Launches: 1. SMs: a
+// block for each part of a line's sum and of a token's, up to what fits (see ll_dispatch_kernel). In the grid: blocks
+// that send weights wait for nothing, blocks that send sums for the peers' weights, blocks that finish tokens for the
+// peers' sums.
 #pragma once
 
 #include "base/convert.cuh"
@@ -194,9 +195,14 @@ __device__ inline void send_sums(const ll_combine_args& args, const packet_step&
         for (;; n += step) {
             // The line is read before it is known to be one: all loads are under way at once.
             const i32 position = n / packets::parts;
+            const bool keeps = args.kept.weights != nullptr;
             i32 row = -1;
+            float kept = 0.0f;
             if (position < args.list.list_stride) {
                 row = read_line_entry<Config.topk>(args, source, position).row;
+                if (keeps && position < args.kept.lines && static_cast<i32>(lane_idx()) < Config.topk) {
+                    kept = args.kept.weights[args.kept.at(source, position, Config.topk) + lane_idx()];
+                }
             }
             if (!met) {
                 met = true;
@@ -214,7 +220,9 @@ __device__ inline void send_sums(const ll_combine_args& args, const packet_step&
                 args, row, __ballot_sync(full_warp, row >= 0), unit,
                 [&](float& weight) {
                     bool came = row < 0 || args.weighted == 0;
-                    if (!came) {
+                    if (keeps) {
+                        weight = kept;
+                    } else if (!came) {
                         const u64* word = line_weight_at<Config.topk>(weights_of(args, at, Config.topk), source,
                                                                       position, static_cast<i32>(lane_idx()));
                         came = await_line_weight(args.link, word, ld_relaxed_sys_64(word), source, at.step, weight);

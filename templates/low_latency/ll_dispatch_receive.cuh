@@ -8,13 +8,14 @@ namespace epjit::templates {
 
 #if defined(__CUDACC__)
 
-/// Receives what travels beside a line's row. By one warp.
+/// Receives what travels beside the row of the line at `position`. By one warp.
 template <scatter_config Config>
 __device__ inline bool receive_tail(const ll_dispatch_args& args, const own_rank_phase& phase, token_entries& t,
-                                    const u8* record, u32 step) {
+                                    const u8* record, u32 step, i32 position) {
     using packets = row_packets<Config>;
     const i32 lane = static_cast<i32>(lane_idx());
-    const bool weights = args.own.row_weights != nullptr || args.own.local_weights != nullptr;
+    const bool keeps = args.kept.weights != nullptr;
+    const bool weights = keeps || args.own.row_weights != nullptr || args.own.local_weights != nullptr;
     bool ok = true;
     if (weights || Config.scales != group_scale::none) {
 #pragma unroll 1
@@ -38,6 +39,9 @@ __device__ inline bool receive_tail(const ll_dispatch_args& args, const own_rank
                 }
             }
         }
+    }
+    if (keeps && lane < Config.topk) {
+        args.kept.weights[args.kept.at(t.source_rank, position, Config.topk) + lane] = t.weight;
     }
     write_metadata_inline<Config>(phase, t);
     return __all_sync(full_warp, ok);
@@ -96,15 +100,15 @@ __device__ __forceinline__ token_entries entries_of(const ll_dispatch_args& args
     return t;
 }
 
-/// Receives a part of a line's row. False: the exchange has failed. By a warp.
+/// Receives a part of the row of the line at `position`. False: the exchange has failed. By a warp.
 template <scatter_config Config>
 __device__ __forceinline__ bool receive_line(const ll_dispatch_args& args, const own_rank_phase& phase,
-                                             const packet_step& at, token_entries& t, i32 part) {
+                                             const packet_step& at, token_entries& t, i32 position, i32 part) {
     using packets = row_packets<Config>;
     const u8* record =
         record_from(args.rows, args.link, at.parity(), t.source_rank, t.source_token, packets::record.bytes());
     if (threadIdx.x >= packets::unit_threads) {
-        return part != 0 || receive_tail<Config>(args, phase, t, record, at.step);
+        return part != 0 || receive_tail<Config>(args, phase, t, record, at.step, position);
     }
     const i32 unit = part * packets::unit_threads + static_cast<i32>(threadIdx.x);
     u32 words[packets::words] = {};
@@ -165,7 +169,7 @@ __device__ inline bool receive_lines(const ll_dispatch_args& args, const own_ran
                 break;
             }
             token_entries t = entries_of<Config>(args, source, line);
-            if (!receive_line<Config>(args, phase, at, t, n - position * packets::parts)) {
+            if (!receive_line<Config>(args, phase, at, t, position, n - position * packets::parts)) {
                 return true;  // nothing comes any more
             }
         }
@@ -182,7 +186,7 @@ template <scatter_config Config>
 __device__ inline void receive_part(const ll_dispatch_args& args, const own_rank_phase& phase, packet_step& shared,
                                     i32 block) {
 #pragma unroll 1
-    for (bool early = args.follows != 0 && args.early.all != 0;; early = false) {
+    for (bool early = args.follows != 0;; early = false) {
         if (early) {
             learn_early_step(args.link, lane_area::row_packets, args.early, args.sequence, false, shared);
         } else {

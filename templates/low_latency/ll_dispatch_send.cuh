@@ -98,6 +98,8 @@ __device__ inline bool send_tokens(const ll_dispatch_args& args, const own_rank_
     const i32 lane = static_cast<i32>(lane_idx());
     const i32 me = args.link.me;
     const bool beside = threadIdx.x >= packets::unit_threads;
+    // Where a token's weights lie as its ids do, they are read beside the row and entries find theirs in the warp.
+    const bool weights_lie_so = args.own.weights != nullptr && args.own_weight_columns == Config.topk;
     packet_step at{};
     bool told = pass.early;
 #pragma unroll 1
@@ -121,8 +123,11 @@ __device__ inline bool send_tokens(const ll_dispatch_args& args, const own_rank_
         const u8* row = static_cast<const u8*>(args.own.input) + static_cast<i64>(token) * args.own.input_stride;
         const i32 unit = part * packets::unit_threads + static_cast<i32>(threadIdx.x);
         u32 words[packets::words] = {};
+        float weight = 0.0f;
         if (exists && !beside) {
             load_words(row, packets::record.bytes_of(unit), packets::record.row_bytes, args.send_bytes == 16, words);
+        } else if (exists && weights_lie_so && part == 0 && lane < Config.topk) {
+            weight = args.own.weights[index];
         }
         if (n == first && !pass.early) {
             at = meet_step(shared);
@@ -146,7 +151,10 @@ __device__ inline bool send_tokens(const ll_dispatch_args& args, const own_rank_
         mark_leaders<Config>(args, here);
         if (beside) {
             if (part == 0) {
-                if (args.own.weights != nullptr && t.entry.rank != no_rank) {
+                if (weights_lie_so) {
+                    weight = __shfl_sync(full_warp, weight, t.entry.column % Config.topk);
+                    here.weight = t.entry.rank != no_rank ? weight : here.weight;
+                } else if (args.own.weights != nullptr && t.entry.rank != no_rank) {
                     here.weight = args.own.weights[static_cast<i64>(token) * args.own_weight_columns + t.entry.column];
                 }
                 send_tail<Config>(args, phase, here, away, at.step, pass.places);
@@ -167,7 +175,7 @@ __device__ inline bool send_tokens(const ll_dispatch_args& args, const own_rank_
 }
 
 /// The whole part of a sending block. Beside a plan rows leave for the peers as soon as it knows which, and go to this
-/// rank's places when it has found those, where it tells them, or has ended.
+/// rank's places as it finds those.
 template <scatter_config Config>
 __device__ inline void send_part(const ll_dispatch_args& args, const own_rank_phase& phase, packet_step& shared,
                                  i32 block) {
@@ -188,7 +196,7 @@ __device__ inline void send_part(const ll_dispatch_args& args, const own_rank_ph
         if (__syncthreads_and(all ? 1 : 0) == 0) {
             pass = {true, true, false};
         } else if (pass.peers) {
-            pass = {false, true, args.early.all != 0};
+            pass = {false, true, true};
         } else {
             leave_early_step(args.link, lane_area::row_packets, lane_op::dispatch, shared);
             return;

@@ -78,6 +78,17 @@ struct packet_area {
 };
 static_assert(sizeof(packet_area) == 24);
 
+/// Weights that came beside rows, [R, lines, K] by the source, the position of its line and the entry.
+struct kept_area {
+    float* weights;  ///< null: none are kept, or none are there
+    i32 lines;       ///< of one source
+    i32 reserved;
+
+    EPJIT_SHARED constexpr i64 at(i32 source, i32 position, i32 topk) const {
+        return (static_cast<i64>(source) * lines + position) * topk;
+    }
+};
+
 /// Dispatch of one rank. In the grid: blocks that send this rank's tokens, blocks that receive lines, a part of a row
 /// at a time, blocks that fill the rows that no token has.
 struct ll_dispatch_args : scatter_head {
@@ -91,8 +102,9 @@ struct ll_dispatch_args : scatter_head {
     i32 follows;       ///< see dispatch_head: by what the plan in front tells early
     u32 sequence;      ///< of the plan
     early_plan early;  ///< that it tells
+    kept_area kept;    ///< for a combine with the same weights
 };
-static_assert(sizeof(ll_dispatch_args) == 176 + 56 + 24 + 120 + 24 + 40);
+static_assert(sizeof(ll_dispatch_args) == 176 + 56 + 24 + 120 + 24 + 40 + 16);
 
 /// Combine of one rank. In the grid: blocks that send weights, blocks that send sums of the peers' lines, blocks that
 /// sum this rank's tokens.
@@ -106,7 +118,8 @@ struct ll_combine_args : gather_head {
     i32 own_weight_columns;
     i32 weighted;                ///< weights of lines are awaited
     u8 hosts[max_driven_ranks];  ///< number of each rank's host, in the hosts' order
+    kept_area kept;              ///< weights of lines are there already
 };
-static_assert(sizeof(ll_combine_args) == 112 + 56 + 48 + 80 + 16 + 64);
+static_assert(sizeof(ll_combine_args) == 112 + 56 + 48 + 80 + 16 + 64 + 16);
 
 }  // namespace epjit::templates

@@ -66,15 +66,9 @@ struct choice {
     u16 column = 0;
 };
 
-/// Lanes that share a token: the next power of two of K.
 template <plan_config Config>
 struct token_lanes {
-    static constexpr i32 value = Config.topk <= 1    ? 1
-                                 : Config.topk <= 2  ? 2
-                                 : Config.topk <= 4  ? 4
-                                 : Config.topk <= 8  ? 8
-                                 : Config.topk <= 16 ? 16
-                                                     : 32;
+    static constexpr i32 value = lanes_of_token(Config.topk);
     static constexpr i32 tokens_per_pass = min_of(plan_tile_tokens, Config.threads / value);
     static constexpr i32 passes = plan_tile_tokens / tokens_per_pass;
 };

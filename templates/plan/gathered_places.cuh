@@ -51,11 +51,19 @@ __device__ __forceinline__ void tell_place(early_place* to, const early_place& p
     st_relaxed_sys_128(to, __builtin_bit_cast(uint4, place));
 }
 
-/// Rows before token `t` of the chunk's tile `tile`.
+/// Rows of `key` before token `t` of the chunk's tile `tile`; at once, those of the tiles from `from` on.
 template <plan_config Config>
-__device__ __forceinline__ i32 rows_before(const gathered_shared<Config>& shared, i32 tile, i32 t, i32 key) {
-    const i32 at = tile * shared.keys + key;
-    return static_cast<i32>(shared.before[at]) + __popcll(shared.masks[at] & ((1ull << t) - 1));
+__device__ __forceinline__ i32 rows_before(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                                           i32 from, i32 tile, i32 t, i32 key) {
+    i32 rows = __popcll(shared.masks[tile * shared.keys + key] & ((1ull << t) - 1));
+    if (args.at_once == 0) {
+        return rows + static_cast<i32>(shared.before[tile * shared.keys + key]);
+    }
+#pragma unroll 1
+    for (i32 i = from; i < tile; ++i) {
+        rows += __popcll(shared.masks[i * shared.keys + key]);
+    }
+    return rows;
 }
 
 /// Where a token's row for a slot lies in the slot's rank's output, -1 beyond its capacity.
@@ -64,7 +72,7 @@ __device__ __forceinline__ i32 row_of(const gathered_plan_args& args, const gath
                                       i32 t, u16 slot, i32 rank) {
     const bool flat = args.layout == row_layout::flat;
     const i32 capacity = static_cast<i32>(shared.headers[rank].capacity);
-    i32 row = rows_before(shared, tile, t, flat ? Config.num_slots + rank : slot);
+    i32 row = rows_before(args, shared, 0, tile, t, flat ? Config.num_slots + rank : slot);
     if (args.layout == row_layout::expert_major) {
         row += shared.starts[slot] - shared.starts[shared.rank_first[rank]];
     }
@@ -74,20 +82,49 @@ __device__ __forceinline__ i32 row_of(const gathered_plan_args& args, const gath
     return args.layout == row_layout::masked ? row + (slot - shared.rank_first[rank]) * capacity : row;
 }
 
-/// The lines that come from each source.
+/// Of a plan at once: the lines that come from each source.
 template <plan_config Config>
 __device__ __forceinline__ void tell_lines(const gathered_plan_args& args, const gathered_shared<Config>& shared,
                                            const gathering& g) {
     const i32 r = static_cast<i32>(threadIdx.x);
     if (r < Config.num_ranks) {
+        const i32 rank_tiles = gathered_rank_tiles(args.bound);
+        i32 lines = 0;
+#pragma unroll 1
+        for (i32 tile = r * rank_tiles; tile < (r + 1) * rank_tiles; ++tile) {
+            lines += __popcll(shared.masks[tile * shared.keys + Config.num_slots + args.link.me]);
+        }
         st_relaxed_gpu_64(args.early.state + 1 + r,
-                          early_word(static_cast<u32>(shared.totals[shared.keys + 2 * Config.num_ranks + r]),
-                                     early_tag(g.step, args.sequence)));
+                          early_word(static_cast<u32>(lines), early_tag(g.step, args.sequence)));
+    }
+}
+
+/// Flat, by the block that publishes a plan at once, in whose counts are all rows: takes back those that do not fit.
+template <plan_config Config>
+__device__ __forceinline__ void take_back_dropped(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                                                  i32 tiles) {
+    const i32 me = args.link.me;
+    if (args.layout != row_layout::flat ||
+        shared.totals[Config.num_slots + me] <= static_cast<i32>(shared.headers[me].capacity)) {
+        return;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(threadIdx.x); i < tiles * plan_tile_tokens * Config.topk; i += Config.threads) {
+        const i32 tile = i / (plan_tile_tokens * Config.topk);
+        const i32 t = i / Config.topk - tile * plan_tile_tokens;
+        if ((shared.masks[tile * shared.keys + Config.num_slots + me] >> t & 1) == 0) {
+            continue;
+        }
+        const u16 slot = shared.slots[i];
+        if (slot != no_slot && shared.slot_rank[slot] == me && row_of(args, shared, tile, t, slot, me) < 0) {
+            atomicAdd(&args.slot_counts[slot], -1);
+        }
     }
 }
 
 /// Entries of this rank's tokens of the chunk, and lines of all ranks' tokens that come here. Lanes share a token as in
-/// counting.
+/// counting; at once, blocks share the chunk.
 template <plan_config Config>
 __device__ void place_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, const gathering& g,
                             i32 first, i32 last) {
@@ -97,13 +134,16 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
     const i32 tile_tokens = gathered_tile_tokens(args.bound);
     const i32 me = args.link.me;
     const i32 k = static_cast<i32>(threadIdx.x) % group;
+    constexpr i32 round = Config.threads / group;
+    const bool shares = args.at_once != 0;
 #pragma unroll 1
-    for (i32 base = 0; base < (last - first) * tile_tokens; base += Config.threads / group) {
+    for (i32 base = shares ? static_cast<i32>(blockIdx.x) * round : 0; base < (last - first) * tile_tokens;
+         base += shares ? static_cast<i32>(gridDim.x) * round : round) {
         const i32 number = base + static_cast<i32>(threadIdx.x) / group;
-        const i32 tile = number / tile_tokens;
+        const i32 tile = args.by_tile_tokens.of(number);
         const i32 t = number - tile * tile_tokens;
         const i32 at = tile * plan_tile_tokens + t;
-        const i32 source = (first + tile) / rank_tiles;
+        const i32 source = source_of_tile(args, first + tile);
         const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
         const bool exists = tile < last - first && token < args.bound;
         const bool own = exists && source == me && token < args.num_tokens;
@@ -125,13 +165,13 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
             }
             if (own) {
                 entry.column = Config.sparse ? shared.ids[at * Config.topk + k] : static_cast<u16>(k);
-                position = rows_before(shared, tile, t, Config.num_slots + entry.rank) -
-                           shared.totals[shared.keys + entry.rank];
+                position = rows_before(args, shared, me * rank_tiles, tile, t, Config.num_slots + entry.rank) -
+                           (shares ? 0 : shared.totals[shared.keys + entry.rank]);
             }
         }
         if (own) {
             const i64 index = static_cast<i64>(token) * Config.topk + place;
-            if (args.early.all != 0) {
+            if (tells(args)) {
                 tell_place(args.early.places + index, {entry.row, entry.rank, slot, entry.column, tag});
             }
             args.entries[index] = entry;
@@ -139,12 +179,13 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
             args.positions[index] = position;
         }
         if (comes) {
-            const i32 line = rows_before(shared, tile, t, Config.num_slots + me) - shared.line_first[source];
+            const i32 line = rows_before(args, shared, source * rank_tiles, tile, t, Config.num_slots + me) -
+                             (shares ? 0 : shared.line_first[source]);
             u8* to = args.lines + (static_cast<i64>(source) * args.list_stride + line) * line_bytes(Config.topk);
             const bool here = slot != no_slot && entry.rank == me;
             const i32 row = here ? entry.row : -1;
             const u16 local = here ? static_cast<u16>(slot - shared.rank_first[me]) : no_slot;
-            if (args.early.all != 0) {
+            if (tells(args)) {
                 const i64 index = (static_cast<i64>(source) * args.early.tokens + line) * Config.topk + place;
                 tell_place(args.early.lines + index, {row, here ? entry.rank : no_rank, local, token, tag});
             }
@@ -153,7 +194,7 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
             if (place == 0) {
                 *reinterpret_cast<i32*>(to) = token;
             }
-            if (here && entry.row < 0 && args.layout == row_layout::flat) {
+            if (!shares && here && entry.row < 0 && args.layout == row_layout::flat) {
                 atomicAdd(&args.slot_counts[slot], -1);
             }
         }

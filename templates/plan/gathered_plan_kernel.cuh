@@ -3,8 +3,9 @@
 //
 // Cost model, bound B tokens a rank, R ranks, K ids each: 16 bytes of every 6 ids (8 where NCCL moves them) to every
 // rank, then R*B tokens are counted and placed on every rank. Launches: 1 where peers' memory can be written, else 2.
-// SMs: 1 where gathered_in_one_block holds, which is what it is for; else a block per 64 tokens of a rank, each going
-// through its tiles twice, before and after the blocks have told each other their counts.
+// SMs: of few tokens, which is what it is for, a few: every block counts all tokens, so that none waits for another,
+// and places its share. Else a block per 64 tokens of a rank, each going through its tiles twice, before and after the
+// blocks have told each other their counts.
 #pragma once
 
 #include "base/device.cuh"
@@ -71,7 +72,6 @@ __device__ __forceinline__ void clear_slot_counts(const gathered_plan_args& args
 template <plan_config Config>
 __device__ void count_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 first, i32 last,
                             bool lines) {
-    const i32 rank_tiles = gathered_rank_tiles(args.bound);
     const i32 me = args.link.me;
 #pragma unroll 1
     for (i32 key = static_cast<i32>(threadIdx.x); key < shared.keys; key += Config.threads) {
@@ -80,10 +80,12 @@ __device__ void count_tiles(const gathered_plan_args& args, const gathered_share
 #pragma unroll 4
         for (i32 tile = 0; tile < last - first; ++tile) {
             const u32 count = static_cast<u32>(__popcll(shared.masks[tile * shared.keys + key]));
-            shared.before[tile * shared.keys + key] = rows;
+            if (args.at_once == 0) {
+                shared.before[tile * shared.keys + key] = rows;
+            }
             rows += count;
             if (to >= 0 && lines) {
-                const i32 source = (first + tile) / rank_tiles;
+                const i32 source = source_of_tile(args, first + tile);
                 if (source < me) {
                     shared.counts[shared.keys + to] += static_cast<i32>(count);
                 } else if (source == me) {
@@ -153,7 +155,7 @@ template <plan_config Config>
 __device__ void leave_rows_sent(const gathered_plan_args& args, const gathered_shared<Config>& shared,
                                 const gathering& g, bool ok) {
     bool last = true;
-    if (gridDim.x != 1) {
+    if (args.at_once == 0) {
         if (threadIdx.x == 0 && (shared.problems[0] | shared.problems[1] | shared.problems[2]) != 0) {
             atomicAdd(&args.device_status->bad_ids, shared.problems[0]);
             atomicAdd(&args.device_status->duplicate_ids, shared.problems[1]);
@@ -173,11 +175,11 @@ __device__ void leave_rows_sent(const gathered_plan_args& args, const gathered_s
     }
 }
 
-/// Takes the tiles [first, last) and counts them; they are at most a chunk. `tell`: the host may know by now that all
-/// ranks' ids are here. Called by all threads.
+/// Takes the tiles [first, last), which are at most a chunk, into slots and masks. `tell`: the host may know by now
+/// that all ranks' ids are here. Called by all threads.
 template <plan_config Config>
-__device__ __forceinline__ bool count_chunk(const gathered_plan_args& args, const gathered_shared<Config>& shared,
-                                            const gathering& g, i32 first, i32 last, bool ok, bool lines, bool tell) {
+__device__ __forceinline__ bool take_chunk(const gathered_plan_args& args, const gathered_shared<Config>& shared,
+                                           const gathering& g, i32 first, i32 last, bool ok, bool tell) {
     ok = ok && take_tiles(args, shared, g, first, last);
     ok = __syncthreads_and(ok ? 1 : 0) != 0;
     if (ok && tell && tells_host<Config>()) {
@@ -190,52 +192,64 @@ __device__ __forceinline__ bool count_chunk(const gathered_plan_args& args, cons
         resolve_tiles(args, shared, first, last);
     }
     __syncthreads();
-    count_tiles(args, shared, first, last, lines);
-    __syncthreads();
     return ok;
 }
 
-/// The plan of the block's tiles. Alone in the grid and with room for all of them it goes through them once, else
-/// before and after the blocks have told each other their counts. False: the exchange has failed, `ok` false before it
-/// too.
+/// The plan of the block's tiles. At once: it goes through all of them once, else through its own before and after the
+/// blocks have told each other their counts. False: the exchange has failed, `ok` false before it too.
 template <plan_config Config>
-__device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Config>& shared, const gathering& g, bool ok,
-                           bool alone) {
+__device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Config>& shared, const gathering& g,
+                           bool ok) {
+    const bool at_once = args.at_once != 0;
+    const bool publishes = blockIdx.x + 1 == gridDim.x;
     const i32 tiles = Config.num_ranks * gathered_rank_tiles(args.bound);
-    const i32 block_tiles = ceil_div(tiles, static_cast<i32>(gridDim.x));
-    const i32 first = min_of(static_cast<i32>(blockIdx.x) * block_tiles, tiles);
+    const i32 block_tiles = at_once ? tiles : ceil_div(tiles, static_cast<i32>(gridDim.x));
+    const i32 first = at_once ? 0 : min_of(static_cast<i32>(blockIdx.x) * block_tiles, tiles);
     const i32 last = min_of(first + block_tiles, tiles);
-    const i32 passes = alone ? 1 : 2;
+    const i32 passes = at_once ? 1 : 2;
+    // Then rows follow from the masks, and what is counted is published when they have been told.
+    const bool by_masks = at_once && args.layout != row_layout::expert_major;
+    if (at_once) {
+        shared.totals = shared.counts;
+    }
     ok = ok && take_headers(args, shared, g);
 #pragma unroll 1
     for (i32 pass = 0; pass < passes; ++pass) {
 #pragma unroll 1
         for (i32 chunk = first; chunk < last; chunk += args.chunk_tiles) {
             const i32 end = min_of(chunk + args.chunk_tiles, last);
-            ok = count_chunk(args, shared, g, chunk, end, ok, pass == 0, tells_early(args, alone));
-            if (alone) {
-                shared.totals = shared.counts;
-                if (!ok) {
-                    return false;
-                }
-                if (args.early.all != 0) {
-                    tell_lines(args, shared, g);
-                }
-                find_starts(args, shared);
+            ok = take_chunk(args, shared, g, chunk, end, ok, publishes && tells_early(args));
+            if (at_once && !ok) {
+                return false;
             }
-            if (pass + 1 == passes) {
-                place_tiles(args, shared, g, chunk, end);
+            if (publishes && tells(args)) {
+                tell_lines(args, shared, g);
             }
-            if (alone) {
+#pragma unroll 1
+            for (i32 part = 0; part < 2; ++part) {
+                if (by_masks == (part == 0)) {
+                    if (pass + 1 == passes) {
+                        place_tiles(args, shared, g, chunk, end);
+                    }
+                } else if (!by_masks || publishes) {
+                    count_tiles(args, shared, chunk, end, pass == 0);
+                    __syncthreads();
+                    if (at_once) {
+                        find_starts(args, shared);
+                    }
+                }
+            }
+            if (at_once && publishes) {
                 publish_plan(args, shared);
+                take_back_dropped(args, shared, tiles);
             }
             __syncthreads();
-            if (!alone) {
+            if (!at_once) {
                 clear_masks(shared, end - chunk);
                 __syncthreads();
             }
         }
-        if (alone || pass != 0) {
+        if (at_once || pass != 0) {
             break;
         }
         // One that has failed comes too: the others would wait for it.
@@ -245,10 +259,7 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
             return false;
         }
         find_starts(args, shared);
-        if (args.early.all != 0) {
-            tell_lines(args, shared, g);
-        }
-        if (blockIdx.x + 1 == gridDim.x) {
+        if (publishes) {
             publish_plan(args, shared);
         }
     }
@@ -263,7 +274,10 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
     static_assert(Config.exchange);
     extern __shared__ __align__(16) u8 memory[];
     gathered_shared<Config> shared(memory, args.chunk_tiles);
-    const bool sends = (args.phases & gathered_phase_send) != 0;
+    // At once: the first block's ids are all.
+    const i32 senders = args.at_once != 0 ? 1 : static_cast<i32>(gridDim.x);
+    const bool sends = (args.phases & gathered_phase_send) != 0 && static_cast<i32>(blockIdx.x) < senders;
+    const bool tells_rows = sends && tells(args);
 
     prepare_shared(args, shared);
     wait_for_kernel_before();
@@ -290,15 +304,15 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
         ok = __syncthreads_or(!ok || shows_failure(signs, args.link, lane_op::plan_rows) ? 1 : 0) == 0;
         g = gathering_of<Config>(args, steps, gatherings);
         // By a thread that has nothing to send where tokens are few.
-        if (tells(args) && token == 0 && threadIdx.x == Config.threads / 4 * 3) {
+        if (tells_rows && token == 0 && threadIdx.x == Config.threads / 4 * 3) {
             tell_begun(args, g);
         }
         if (sends && ok) {
             send_stage(args, shared, g, token);
         }
-        token += static_cast<i32>(gridDim.x) * gathered_pack_tokens;
+        token += senders * gathered_pack_tokens;
         if (token < args.bound) {
-            if (ok && tells(args)) {
+            if (ok && tells_rows) {
                 tell_entries(args, shared, g, token - gathered_pack_tokens);
             }
             __syncthreads();
@@ -313,7 +327,7 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
             note_step(args.link, p, g.step, lane_op::plan_rows);
         }
     }
-    if (ok && tells(args)) {
+    if (ok && tells_rows) {
         tell_entries(args, shared, g, token - gathered_pack_tokens);
     }
     if ((args.phases & gathered_phase_plan) == 0) {
@@ -322,19 +336,13 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
         }
         return;
     }
-    const bool alone = gridDim.x == 1 && Config.num_ranks * gathered_rank_tiles(args.bound) <= args.chunk_tiles;
-    if (!plan_tiles(args, shared, g, ok, alone)) {
+    if (!plan_tiles(args, shared, g, ok)) {
         clear_plan<Config>(args);
         return;
     }
-    if (gridDim.x != 1) {
-        __syncthreads();
-        if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0 && shared.problems[3] != 0) {
-            atomicAdd(&args.device_status->dropped_rows, shared.problems[3]);
-        }
-    }
-    if (alone || grid_leave(args.barrier)) {
-        finish_gathered(args, shared, g, alone);
+    report_dropped(args, shared);
+    if (gridDim.x == 1 || grid_leave(args.barrier)) {
+        finish_gathered(args, shared, g);
     }
 }
 

@@ -74,10 +74,16 @@ EPJIT_SHARED constexpr i32 gathered_shared_bytes(const plan_config& c, i32 tiles
     return gathered_fixed_bytes(c) + tiles * gathered_tile_bytes(c);
 }
 
-/// Few tokens: one block holds all ranks' tiles at once and meets no other. Equal on every rank and machine.
-EPJIT_SHARED constexpr bool gathered_in_one_block(const plan_config& c, i32 bound) {
+/// Few tokens: every block holds all ranks' tiles at once, counts them for itself and meets no other. Equal on every
+/// rank and machine.
+EPJIT_SHARED constexpr bool gathered_at_once(const plan_config& c, i32 bound) {
     const i64 tiles = static_cast<i64>(c.num_ranks) * gathered_rank_tiles(bound);
     return tiles <= 32 && gathered_shared_bytes(c, static_cast<i32>(tiles)) <= 160 * 1024;
+}
+/// Of those blocks, as many as place all tokens in one round, up to 16.
+EPJIT_SHARED constexpr i32 gathered_blocks(const plan_config& c, i32 bound) {
+    const i32 round = gathered_plan_threads / lanes_of_token(c.topk);
+    return min_of(16, ceil_div(c.num_ranks * gathered_rank_tiles(bound) * gathered_tile_tokens(bound), round));
 }
 
 /// Parts of gathered_plan_kernel; a launch does one or both. Where peers' memory can be written both are one launch;
@@ -85,13 +91,26 @@ EPJIT_SHARED constexpr bool gathered_in_one_block(const plan_config& c, i32 boun
 inline constexpr i32 gathered_phase_send = 1;
 inline constexpr i32 gathered_phase_plan = 2;
 
+/// Divides small numbers by one that only the launch knows, in two instructions: exact where the product of both is
+/// below 2^31.
+struct quick_divisor {
+    u32 inverse;  ///< 2^31 / divisor, rounded up
+
+    EPJIT_SHARED constexpr i32 of(i32 n) const {
+        return static_cast<i32>(static_cast<u64>(static_cast<u32>(n)) * inverse >> 31);
+    }
+};
+EPJIT_SHARED constexpr quick_divisor divide_by(i32 divisor) {
+    return {static_cast<u32>(((1ull << 31) + static_cast<u32>(divisor) - 1) / static_cast<u32>(divisor))};
+}
+
 struct gathered_plan_args : plan_head {
     plan_rank ranks[1];  ///< this rank's tokens
     rank_link link;
     i32* positions;    ///< [T,K] of each entry's line in its rank's list, -1 when unused
     u8* lines;         ///< [R, list_stride, line_bytes], the plan's own
     i32* line_first;   ///< [R+1] lines before those of each source
-    early_plan early;  ///< told by the grid's one block
+    early_plan early;  ///< of a plan at once
     u8* rows;  ///< [R, row_stride] where the ranks' rows arrive, this rank's too; flagged: two of them, used in turn
     i64 rows_offset;  ///< flagged: of `rows` in every window
     i64 row_stride;   ///< bytes from one rank's rows to the next one's
@@ -101,7 +120,13 @@ struct gathered_plan_args : plan_head {
     i32 flagged;         ///< rows and steps go straight to the peers' windows
     i32 refused_tokens;  ///< see plan_message_tail
     i32 chunk_tiles;     ///< tiles that a block holds at once
+    i32 at_once;         ///< see gathered_at_once: they are all
+    i32 span;            ///< vectors of one rank that may hold a chunk's ids
+    quick_divisor by_span;
+    quick_divisor by_rank_tiles;   ///< gathered_rank_tiles
+    quick_divisor by_tile_tokens;  ///< gathered_tile_tokens
+    i32 reserved;
 };
-static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 24 + 40 + 24 + 24);
+static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 24 + 40 + 24 + 48);
 
 }  // namespace epjit::templates

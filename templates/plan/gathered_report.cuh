@@ -36,8 +36,8 @@ __device__ void publish_plan(const gathered_plan_args& args, const gathered_shar
 
 /// Whether the host is told of a static plan before its rows are placed: memory of the host takes its time, which a
 /// kernel that follows would wait for. What is dropped is the only thing that it does not know by then.
-__device__ __forceinline__ bool tells_early(const gathered_plan_args& args, bool alone) {
-    return alone && args.host_counts == nullptr;
+__device__ __forceinline__ bool tells_early(const gathered_plan_args& args) {
+    return args.at_once != 0 && args.host_counts == nullptr;
 }
 
 /// What the headers say of all ranks' ids; called by a whole warp.
@@ -70,10 +70,25 @@ __device__ __forceinline__ bool tells_host() {
     return static_cast<i32>(threadIdx.x) / 32 == Config.threads / 32 - 1;
 }
 
+/// What the block that publishes has found to be dropped, to the host where that has been told all else, or to the
+/// block that leaves last.
+template <plan_config Config>
+__device__ __forceinline__ void report_dropped(const gathered_plan_args& args, const gathered_shared<Config>& shared) {
+    if (args.at_once == 0) {
+        __syncthreads();
+    }
+    if (blockIdx.x + 1 != gridDim.x || !tells_host<Config>() || lane_idx() != 0) {
+        return;
+    }
+    if (const u32 dropped = shared.problems[3]; dropped != 0) {
+        (tells_early(args) ? args.host_status : args.device_status)->dropped_rows = dropped;
+    }
+}
+
 /// The end, in the block that leaves last: the lane's step, and the host. Called by all its threads.
 template <plan_config Config>
 __device__ void finish_gathered(const gathered_plan_args& args, const gathered_shared<Config>& shared,
-                                const gathering& g, bool alone) {
+                                const gathering& g) {
     if (args.layout == row_layout::flat && args.host_counts != nullptr) {
         for (i32 slot = static_cast<i32>(threadIdx.x); slot < Config.num_slots; slot += Config.threads) {
             args.host_counts[slot] = ld_relaxed_gpu(reinterpret_cast<const u32*>(args.slot_counts + slot));
@@ -92,23 +107,13 @@ __device__ void finish_gathered(const gathered_plan_args& args, const gathered_s
         lane.step = g.step;
         lane.gatherings = g.number;
     }
-    u32 dropped = shared.problems[3];
-    if (tells_early(args, alone)) {
-        if (dropped != 0 && first) {
-            args.host_status->dropped_rows = dropped;
-        }
+    if (tells_early(args)) {
         return;
     }
-    if (gridDim.x != 1) {
-        dropped = args.device_status->dropped_rows;
-        __syncwarp();
-        if (first) {
-            *args.device_status = {};
-        }
-    }
     plan_status sums = sum_headers<Config>(shared);
-    sums.dropped_rows = dropped;
     if (first) {
+        sums.dropped_rows = args.device_status->dropped_rows;
+        *args.device_status = {};
         publish_to_host(args, sums);
     }
 }

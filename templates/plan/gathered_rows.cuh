@@ -201,6 +201,11 @@ __device__ void send_header(const gathered_plan_args& args, const gathered_share
     }
 }
 
+/// The rank that a tile's tokens come from. At once there are few tiles.
+__device__ __forceinline__ i32 source_of_tile(const gathered_plan_args& args, i32 tile) {
+    return args.at_once != 0 ? args.by_rank_tiles.of(tile) : tile / gathered_rank_tiles(args.bound);
+}
+
 /// Waits for a vector of `source`, bounded as a flag's wait is. False: the exchange has failed. Any thread.
 __device__ inline bool wait_vector(const rank_link& link, const gathering& g, const u8* at, i32 source, uint4& value) {
     constexpr lane_op op = lane_op::plan_rows;
@@ -267,18 +272,17 @@ __device__ bool take_tiles(const gathered_plan_args& args, const gathered_shared
     const bool flagged = args.flagged != 0;
     const i32 per_vector = gathered_ids_per_vector(flagged);
     const i32 rank_tiles = gathered_rank_tiles(args.bound);
-    const i32 first_rank = first / rank_tiles;
-    const i32 num_ranks = (last - 1) / rank_tiles - first_rank + 1;
-    const i32 span = min_of(gathered_id_vectors(args.bound, topk, flagged),
-                            ceil_div((last - first) * plan_tile_tokens * topk, per_vector) + 1);
+    const i32 first_rank = source_of_tile(args, first);
+    const i32 num_ranks = source_of_tile(args, last - 1) - first_rank + 1;
     bool ok = true;
 #pragma unroll 1
-    for (i32 i = static_cast<i32>(threadIdx.x); i < num_ranks * span; i += Config.threads) {
-        const i32 source = first_rank + i / span;
+    for (i32 i = static_cast<i32>(threadIdx.x); i < num_ranks * args.span; i += Config.threads) {
+        const i32 number = args.by_span.of(i);
+        const i32 source = first_rank + number;
         const i32 rank_tile = source * rank_tiles;  // the source's first
         const i32 low = max_of(first - rank_tile, 0) * plan_tile_tokens * topk;
         const i32 high = min_of(args.bound, (last - rank_tile) * plan_tile_tokens) * topk;
-        const i32 vector = low / per_vector + i % span;
+        const i32 vector = (flagged ? low / 6 : low / 8) + i - number * args.span;
         if (vector * per_vector >= high) {
             continue;
         }
@@ -312,10 +316,10 @@ __device__ void resolve_tiles(const gathered_plan_args& args, const gathered_sha
 #pragma unroll 1
     for (i32 n = static_cast<i32>(threadIdx.x); n < (last - first) * tile_tokens * topk; n += Config.threads) {
         const i32 number = n / topk;
-        const i32 tile = number / tile_tokens;
+        const i32 tile = args.by_tile_tokens.of(number);
         const i32 t = number - tile * tile_tokens;
         const i32 i = (tile * plan_tile_tokens + t) * topk + n - number * topk;
-        const i32 source = rank_tiles == 1 ? first + tile : (first + tile) / rank_tiles;
+        const i32 source = source_of_tile(args, first + tile);
         const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
         if (token >= args.bound) {
             continue;

@@ -60,7 +60,7 @@ struct early_plan {
     early_place* places;  ///< [tokens,K] of this rank's tokens
     early_place* lines;   ///< [R, tokens, K]
     i32 tokens;           ///< 0: nothing is told
-    i32 all;              ///< places and lines are told, not the entries alone
+    i32 reserved;
 };
 static_assert(sizeof(early_plan) == 40);
 
@@ -71,6 +71,15 @@ EPJIT_SHARED i32 source_rank_of(const Args& args, i32 token, i32 rank) {
         ++rank;
     }
     return rank;
+}
+
+/// Lanes that share a token: the next power of two of K.
+EPJIT_SHARED constexpr i32 lanes_of_token(i32 topk) {
+    i32 lanes = 1;
+    while (lanes < topk) {
+        lanes *= 2;
+    }
+    return lanes;
 }
 
 /// Tokens that a block counts at a time: one bit each in a key's mask.

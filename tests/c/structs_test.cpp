@@ -141,6 +141,7 @@ TEST(c_structs, places_of_members_never_change) {
     EXPECT_EQ(offsetof(epjit_dispatch_args, output), 72u);
     EXPECT_EQ(offsetof(epjit_dispatch_args, local_weights), 152u);
     EXPECT_EQ(offsetof(epjit_combine_args, output), 72u);
+    EXPECT_EQ(offsetof(epjit_combine_options, weights_dispatched), 12u);
     EXPECT_EQ(offsetof(epjit_weight_gradient_args, output), 128u);
     EXPECT_EQ(offsetof(epjit_model_shape, name), 32u);
     EXPECT_EQ(offsetof(epjit_error, source), 56u);

@@ -306,6 +306,29 @@ TEST_F(front, flat_refuses_what_one_row_for_several_experts_cannot_have) {
     EXPECT_THAT(message_of<config_error>([&] { ex.weight_gradients(p, g, nullptr); }), HasSubstr("on flat"));
 }
 
+TEST_F(front, weights_that_dispatch_did_not_have_cannot_be_promised_again) {
+    exchange ex(comm, config);
+    const plan p = ex.make_plan(routing, {}, nullptr);
+    std::vector<float> weights(16, 1.0F);
+    auto d = dispatch_for(p);
+    auto c = combine_for(p);
+    combine_options same;
+    same.weights_dispatched = true;
+    for (auto& a : c) {
+        a.weights = weights.data();
+    }
+    const auto refused = [&] { return message_of<config_error>([&] { ex.combine(p, c, same, nullptr); }); };
+    EXPECT_THAT(refused(), HasSubstr("the plan's last dispatch was given none"));
+    d[0].weights = weights.data();
+    ex.dispatch(p, d, {}, nullptr);
+    EXPECT_THAT(refused(), HasSubstr("the plan's last dispatch was given none")) << "rank 1 had none";
+    d[1].weights = weights.data();
+    ex.dispatch(p, d, {}, nullptr);
+    ex.combine(p, c, same, nullptr);
+    c[1].weights = nullptr;
+    EXPECT_THAT(refused(), HasSubstr("weights of rank 1 are null"));
+}
+
 TEST_F(front, plans_belong_to_their_exchange_and_outlive_no_confusion) {
     exchange ex(comm, config);
     plan p;

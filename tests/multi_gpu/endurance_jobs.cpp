@@ -51,6 +51,7 @@ struct fixed_run {
         tools::layer_options o;
         o.experts_in_place = true;
         o.follows_plan = true;
+        o.weights_dispatched = true;
         return o;
     }
     void once() {

@@ -121,7 +121,7 @@ drawn_exchange draw_exchange(const shape& s, exchange_kind kind, generator& rand
     d.max_tokens = bounds[static_cast<std::size_t>(between(random, 0, 3))];
     d.config = tools::config_of(d.job, kind, !without.has("lanes") && chance(random, 0.5) ? 2 : 1);
     d.config.max_tokens_per_rank = d.max_tokens;
-    // One tile of tokens, of which a plan tells all that it finds, or two.
+    // One block of the plan or several.
     const std::int32_t few = std::min(d.max_tokens, chance(random, 0.6) ? 40 : 100);
     d.config.ll_max_tokens_per_rank = chance(random, 0.6) && !without.has("ll") ? few : 0;
     d.config.backward = !without.has("gradients");
@@ -195,6 +195,7 @@ void draw_layers(std::deque<drawn_layer>& layers, const drawn_exchange& ex, gene
             l.job.dispatch_stride = l.job.hidden;
         }
         l.options.plan_again = chance(random, 0.5) && !without.has("follows");
+        l.options.weights_dispatched = chance(random, 0.5) && !without.has("weights_dispatched");
         l.ops = ops_of(l, l.options.halves && chance(random, 0.7));
         layers.push_back(std::move(l));
     }
@@ -339,15 +340,17 @@ class property_run {
         counts["halves"] += l.options.halves ? 1 : 0;
         counts["window"] += l.options.into_window ? 1 : 0;
         counts["follows"] += l.options.plan_again ? 1 : 0;
+        counts["weights dispatched"] += l.options.weights_dispatched && l.job.weigh_combine ? 1 : 0;
     }
 
     [[nodiscard]] std::string where(std::int64_t step, const drawn_layer& l, const std::string& order) const {
         return fmt::format(
-            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}{}{}, bound {}, source {}, "
+            "rank {}, EPJIT_GPU_SEED={} EPJIT_GPU_ONLY={}, {}, lane {}, {} iterations{}{}{}{}, bound {}, source {}, "
             "calls{}: ",
             world_.rank(), settings_.seed, step, l.job.text, l.options.lane, l.options.iters,
             l.options.halves ? " in halves" : "", l.options.into_window ? " into the window" : "",
-            l.options.plan_again ? " follows" : "", l.options.token_bound, name(l.options.source), order);
+            l.options.plan_again ? " follows" : "", l.options.weights_dispatched ? " weights dispatched" : "",
+            l.options.token_bound, name(l.options.source), order);
     }
 
     rank_world& world_;

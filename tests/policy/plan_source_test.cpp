@@ -49,6 +49,27 @@ TEST(plan_source, rows_are_whole_vectors_of_16_bytes_whatever_the_row) {
     }
 }
 
+TEST(plan_source, few_tokens_are_placed_in_one_round_by_as_many_blocks_as_that_takes) {
+    EXPECT_EQ(templates::gathered_blocks(shape(256, 2, 8), 1), 1);
+    EXPECT_EQ(templates::gathered_blocks(shape(256, 2, 8), 32), 1);
+    EXPECT_EQ(templates::gathered_blocks(shape(256, 2, 8), 33), 2);
+    EXPECT_EQ(templates::gathered_blocks(shape(256, 2, 8), 128), 4);
+    EXPECT_EQ(templates::gathered_blocks(shape(512, 8, 10), 64), 16) << "32 tokens a round";
+    EXPECT_EQ(templates::gathered_blocks(shape(256, 32, 8), 64), 16) << "no more than that";
+}
+
+TEST(plan_source, quick_division_is_exact_for_all_that_a_plan_at_once_divides) {
+    for (std::int32_t divisor = 1; divisor <= 1500; ++divisor) {
+        const templates::quick_divisor by = templates::divide_by(divisor);
+        for (std::int32_t n = 0; n <= 32 * divisor; n += 1 + n / 64) {
+            ASSERT_EQ(by.of(n), n / divisor) << n << " / " << divisor;
+        }
+        for (std::int32_t n = divisor; n <= 32 * divisor; n += divisor) {
+            ASSERT_EQ(by.of(n - 1), n / divisor - 1) << n - 1 << " / " << divisor;
+        }
+    }
+}
+
 TEST(plan_source, slots_that_do_not_fit_16_bits_are_refused_by_number) {
     try {
         jit::exchange_plan_spec({90, 'a'}, 256, 32768, 8, 8, false);

@@ -173,6 +173,9 @@ void bench_layer::make_tensors() {
         combine_.rows = dispatch_.output;
     }
     combine_.weights = s.rows == layout::flat ? nullptr : weights_.as<float>();
+    if (weights_once()) {
+        dispatch_.weights = combine_.weights;
+    }
     combine_.output = view_of(result_, row_scales_, dtype::bf16, scale_type::none, s.tokens, s.hidden);
     me_.stream.synchronize();
 }
@@ -199,7 +202,9 @@ void bench_layer::dispatch() {
 }
 
 void bench_layer::combine() {
-    exchange_.combine(plan_, {&combine_, 1}, {}, me_.stream.get());
+    combine_options options;
+    options.weights_dispatched = weights_once();
+    exchange_.combine(plan_, {&combine_, 1}, options, me_.stream.get());
 }
 
 }  // namespace epjit::tools

@@ -24,7 +24,7 @@ struct bench_shape {
     bool low_latency = false;  ///< all calls are bounded by the low-latency limit
     std::int32_t sets = 1;     ///< routings that calls may change between
     bool window = false;       ///< into the output that the exchange lends
-    bool apart = false;        ///< a dispatch does not promise to follow its plan, and begins when that has ended
+    bool apart = false;        ///< no promises: a dispatch that follows its plan, weights that came with the rows
     bool varied = false;       ///< every row has other values, so that result_digest() says something
 
     [[nodiscard]] std::string text() const;  ///< "T=4096 H=7168 K=8 E=256 uniform bf16 expert_major static"
@@ -60,6 +60,10 @@ class bench_layer {
 
    private:
     void make_tensors();
+    /// Dispatch brings the weights too, and combine promises that they are the same.
+    [[nodiscard]] bool weights_once() const noexcept {
+        return shape_.low_latency && !shape_.apart && shape_.rows != layout::flat;
+    }
     bench_rank& me_;
     const bench_shape& shape_;
     exchange exchange_;

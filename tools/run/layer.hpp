@@ -33,6 +33,8 @@ struct layer_options {
     bool follows_plan = false;
     /// The same elsewhere: each whole dispatch comes right behind its plan, which is made once more.
     bool plan_again = false;
+    /// combine_options::weights_dispatched, where combine has weights.
+    bool weights_dispatched = false;
     /// Combine is given what dispatch made, without a visit to the host: for experts that return their input (scale 1,
     /// bias 0), one dtype and stride, not on flat.
     bool experts_in_place = false;

@@ -128,7 +128,7 @@ void layer::state::fill_combine_arguments() {
         a.weights = job().weigh_combine && !flat() ? t.weights : nullptr;
         a.output = view_of(job(), t.result.data, job().combine, input_of(i).tokens, job().combine_stride);
     }
-    combine_choices = {job().reduction, options.lane};
+    combine_choices = {job().reduction, options.lane, options.weights_dispatched && job().weigh_combine && !flat()};
 }
 
 void layer::state::fetch_dispatched() {

@@ -238,6 +238,7 @@ run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, 
     layer.source = options.source;
     layer.into_window = options.window;
     layer.follows_plan = true;
+    layer.weights_dispatched = true;
     layer.experts = &experts;
     layer.cancel = options.cancel;
     layer_times times;

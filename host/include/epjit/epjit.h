@@ -471,7 +471,9 @@ typedef struct epjit_combine_options {
     uint32_t struct_size;
     epjit_reduction reduction;
     int32_t lane;
-    int32_t reserved;
+    /// 0 or 1, a promise of every rank: its weights are those that the plan's last dispatch was given. LSA then takes,
+    /// of few tokens, the ones that came with the rows, and none travel a second time.
+    int32_t weights_dispatched;
 } epjit_combine_options;
 
 /// Gradient of the routing weights. Either the experts made per-row gradients (`row_gradients`), or combine applied the

@@ -164,6 +164,9 @@ struct combine_args {
 struct combine_options {
     epjit::reduction reduction = reduction::per_rank;  ///< `per_row` and weights are refused on flat
     std::int32_t lane = 0;
+    /// A promise of every rank: its weights are those that the plan's last dispatch was given. lsa then takes, of few
+    /// tokens, the ones that came with the rows, and none travel a second time.
+    bool weights_dispatched = false;
 };
 
 /// Gradient of the routing weights, [T,K] or sparse [T,E], zero where a token has no expert. Either the experts made
