@@ -102,11 +102,11 @@ void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks,
                 : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
     const std::int64_t together =
         std::min<std::int64_t>(args.chunk_tiles, at_once ? tiles : (tiles + blocks - 1) / blocks);
-    args.span = static_cast<std::int32_t>(std::min<std::int64_t>(
-        templates::gathered_id_vectors(args.bound, config_.config.topk, flagged),
+    args.id_vectors = templates::gathered_id_vectors(args.bound, config_.config.topk, flagged);
+    args.by_span = templates::divide_by(static_cast<std::int32_t>(std::min<std::int64_t>(
+        args.id_vectors,
         together * templates::plan_tile_tokens * config_.config.topk / templates::gathered_ids_per_vector(flagged) +
-            2));
-    args.by_span = templates::divide_by(args.span);
+            2)));
     args.by_rank_tiles = templates::divide_by(templates::gathered_rank_tiles(args.bound));
     args.by_tile_tokens = templates::divide_by(templates::gathered_tile_tokens(args.bound));
     const bool tells = flagged && at_once && bound(plan) <= plan.early.tokens;

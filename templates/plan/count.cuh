@@ -148,15 +148,19 @@ __device__ i64 valid_id(const Args& args, i64 id, id_problems& problems) {
     return valid ? id : -1;
 }
 
+/// The slot of one of an expert's copies, taken in turn. Not inline: most placements have no copies.
+__device__ __noinline__ inline u16 slot_of_copy(const i32* expert_first, const u16* expert_slots, i32 id, i32 turn) {
+    const i32 first = expert_first[id];
+    const i32 copies = expert_first[id + 1] - first;
+    return expert_slots[first + (copies == 1 ? 0 : turn % copies)];
+}
+
 /// The slot that a valid id of token `local` of rank `rank` means.
 template <class Args>
 __device__ __forceinline__ u16 slot_of(const Args& args, bool by_slot, i32 id, i32 rank, i32 local) {
-    if (by_slot || args.expert_slots == nullptr) {
-        return static_cast<u16>(id);
-    }
-    const i32 first = args.expert_first[id];
-    const i32 copies = args.expert_first[id + 1] - first;
-    return args.expert_slots[first + (copies == 1 ? 0 : (rank + local) % copies)];
+    return by_slot || args.expert_slots == nullptr
+               ? static_cast<u16>(id)
+               : slot_of_copy(args.expert_first, args.expert_slots, id, rank + local);
 }
 
 /// Validates lane k's id of a token and resolves it to a slot. All lanes of the warp call it; `active` lanes have a
@@ -192,11 +196,11 @@ __device__ choice choose(const Args& args, const plan_shared<Config>& shared, bo
 template <plan_config Config, i32 AtOnce = 1>
 __device__ __forceinline__ i32 entry_place(u16 slot, i32 k) {
     constexpr i32 group = token_lanes<Config>::value;
+    const u32 own = static_cast<u32>(slot) * group + static_cast<u32>(k);  // no two lanes have the same
     i32 place = 0;
 #pragma unroll AtOnce
     for (i32 j = 0; j < group; ++j) {
-        const u32 other = __shfl_sync(full_warp, static_cast<u32>(slot), j, group);
-        place += other < slot || (other == slot && j < k) ? 1 : 0;
+        place += __shfl_sync(full_warp, own, j, group) < own ? 1 : 0;
     }
     return place;
 }

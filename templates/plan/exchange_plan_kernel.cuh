@@ -200,6 +200,7 @@ __device__ void take_lines(const Args& args) {
 /// A plan with no rows: what a failed exchange leaves, so that whatever follows finds nothing to do.
 template <plan_config Config, class Args>
 __device__ void clear_plan(const Args& args) {
+#pragma unroll 1
     for (i32 i = static_cast<i32>(threadIdx.x); i <= Config.num_slots + Config.num_ranks; i += Config.threads) {
         if (i < Config.num_slots + Config.num_ranks) {
             args.slot_offsets[i] = 0;

@@ -55,15 +55,13 @@ __device__ __forceinline__ void tell_place(early_place* to, const early_place& p
 template <plan_config Config>
 __device__ __forceinline__ i32 rows_before(const gathered_plan_args& args, const gathered_shared<Config>& shared,
                                            i32 from, i32 tile, i32 t, i32 key) {
-    i32 rows = __popcll(shared.masks[tile * shared.keys + key] & ((1ull << t) - 1));
-    if (args.at_once == 0) {
-        return rows + static_cast<i32>(shared.before[tile * shared.keys + key]);
-    }
+    const bool at_once = args.at_once != 0;
+    i32 rows = at_once ? 0 : static_cast<i32>(shared.before[key]);
 #pragma unroll 1
-    for (i32 i = from; i < tile; ++i) {
+    for (i32 i = at_once ? from : 0; i < tile; ++i) {
         rows += __popcll(shared.masks[i * shared.keys + key]);
     }
-    return rows;
+    return rows + __popcll(shared.masks[tile * shared.keys + key] & ((1ull << t) - 1));
 }
 
 /// Where a token's row for a slot lies in the slot's rank's output, -1 beyond its capacity.
@@ -88,7 +86,7 @@ __device__ __forceinline__ void tell_lines(const gathered_plan_args& args, const
                                            const gathering& g) {
     const i32 r = static_cast<i32>(threadIdx.x);
     if (r < Config.num_ranks) {
-        const i32 rank_tiles = gathered_rank_tiles(args.bound);
+        const i32 rank_tiles = args.by_rank_tiles.divisor;
         i32 lines = 0;
 #pragma unroll 1
         for (i32 tile = r * rank_tiles; tile < (r + 1) * rank_tiles; ++tile) {
@@ -130,8 +128,8 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
                             i32 first, i32 last) {
     constexpr i32 group = token_lanes<Config>::value;
     const u32 tag = early_tag(g.step, args.sequence);
-    const i32 rank_tiles = gathered_rank_tiles(args.bound);
-    const i32 tile_tokens = gathered_tile_tokens(args.bound);
+    const i32 rank_tiles = args.by_rank_tiles.divisor;
+    const i32 tile_tokens = args.by_tile_tokens.divisor;
     const i32 me = args.link.me;
     const i32 k = static_cast<i32>(threadIdx.x) % group;
     constexpr i32 round = Config.threads / group;
@@ -143,7 +141,7 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
         const i32 tile = args.by_tile_tokens.of(number);
         const i32 t = number - tile * tile_tokens;
         const i32 at = tile * plan_tile_tokens + t;
-        const i32 source = source_of_tile(args, first + tile);
+        const i32 source = args.by_rank_tiles.of(first + tile);
         const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
         const bool exists = tile < last - first && token < args.bound;
         const bool own = exists && source == me && token < args.num_tokens;

@@ -24,7 +24,7 @@ namespace epjit::templates {
 /// Clears the masks of `tiles` tiles.
 template <plan_config Config>
 __device__ __forceinline__ void clear_masks(const gathered_shared<Config>& shared, i32 tiles) {
-#pragma unroll 4
+#pragma unroll 1
     for (i32 i = static_cast<i32>(threadIdx.x); i < tiles * shared.keys; i += Config.threads) {
         shared.masks[i] = 0;
     }
@@ -67,36 +67,37 @@ __device__ __forceinline__ void clear_slot_counts(const gathered_plan_args& args
     }
 }
 
-/// Of every key the rows before each of the chunk's tiles, and those of the chunk added to the block's; `lines`: the
-/// sums of lines too. A thread has a key for itself.
+/// Adds the chunk's rows of every key to the block's, having noted what those were before; `lines`: the sums of lines
+/// too. A thread has a key, or a rank, for itself.
 template <plan_config Config>
 __device__ void count_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 first, i32 last,
                             bool lines) {
-    const i32 me = args.link.me;
+    const i32 tiles = last - first;
 #pragma unroll 1
     for (i32 key = static_cast<i32>(threadIdx.x); key < shared.keys; key += Config.threads) {
-        u32 rows = static_cast<u32>(shared.counts[key]);
-        const i32 to = key - Config.num_slots;
+        i32 rows = shared.counts[key];
+        shared.before[key] = static_cast<u32>(rows);
 #pragma unroll 4
-        for (i32 tile = 0; tile < last - first; ++tile) {
-            const u32 count = static_cast<u32>(__popcll(shared.masks[tile * shared.keys + key]));
-            if (args.at_once == 0) {
-                shared.before[tile * shared.keys + key] = rows;
-            }
-            rows += count;
-            if (to >= 0 && lines) {
-                const i32 source = source_of_tile(args, first + tile);
-                if (source < me) {
-                    shared.counts[shared.keys + to] += static_cast<i32>(count);
-                } else if (source == me) {
-                    shared.counts[shared.keys + Config.num_ranks + to] += static_cast<i32>(count);
-                }
-                if (to == me) {
-                    shared.counts[shared.keys + 2 * Config.num_ranks + source] += static_cast<i32>(count);
-                }
+        for (i32 tile = 0; tile < tiles; ++tile) {
+            rows += __popcll(shared.masks[tile * shared.keys + key]);
+        }
+        shared.counts[key] = rows;
+    }
+    // From the last thread down: the first ones have keys.
+    const i32 r = Config.threads - 1 - static_cast<i32>(threadIdx.x);
+    if (lines && r < Config.num_ranks) {
+        const i32 me = args.link.me;
+        i32* sums = shared.counts + shared.keys;
+#pragma unroll 1
+        for (i32 tile = 0; tile < tiles; ++tile) {
+            const u64* masks = shared.masks + tile * shared.keys + Config.num_slots;
+            const i32 source = args.by_rank_tiles.of(first + tile);
+            const i32 count = source <= me ? __popcll(masks[r]) : 0;
+            sums[(source < me ? 0 : Config.num_ranks) + r] += count;
+            if (source == r) {
+                sums[2 * Config.num_ranks + r] += __popcll(masks[me]);
             }
         }
-        shared.counts[key] = static_cast<i32>(rows);
     }
 }
 
@@ -202,7 +203,7 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
                            bool ok) {
     const bool at_once = args.at_once != 0;
     const bool publishes = blockIdx.x + 1 == gridDim.x;
-    const i32 tiles = Config.num_ranks * gathered_rank_tiles(args.bound);
+    const i32 tiles = Config.num_ranks * args.by_rank_tiles.divisor;
     const i32 block_tiles = at_once ? tiles : ceil_div(tiles, static_cast<i32>(gridDim.x));
     const i32 first = at_once ? 0 : min_of(static_cast<i32>(blockIdx.x) * block_tiles, tiles);
     const i32 last = min_of(first + block_tiles, tiles);
@@ -330,14 +331,15 @@ __global__ void __launch_bounds__(gathered_plan_threads, 1024 / gathered_plan_th
     if (ok && tells_rows) {
         tell_entries(args, shared, g, token - gathered_pack_tokens);
     }
-    if ((args.phases & gathered_phase_plan) == 0) {
-        if (!ok) {
-            clear_plan<Config>(args);
-        }
+    const bool plans = (args.phases & gathered_phase_plan) != 0;
+    if (plans) {
+        ok = plan_tiles(args, shared, g, ok);
+    }
+    if (!ok) {
+        clear_plan<Config>(args);
         return;
     }
-    if (!plan_tiles(args, shared, g, ok)) {
-        clear_plan<Config>(args);
+    if (!plans) {
         return;
     }
     report_dropped(args, shared);

@@ -56,17 +56,17 @@ EPJIT_SHARED constexpr i32 gathered_rank_tiles(i32 bound) {
 EPJIT_SHARED constexpr i32 gathered_tile_tokens(i32 bound) {
     return min_of(bound, plan_tile_tokens);
 }
-/// Dynamic shared memory: per tile the masks and the rows before of every key and the slots of the tokens, of a sparse
-/// map their ids too; per key two sums; per rank six numbers more, the header and where its window is; per slot its
+/// Dynamic shared memory: per tile the masks of every key and the slots of the tokens, of a sparse map their ids too;
+/// per key the rows before and two sums; per rank six numbers more, the header and where its window is; per slot its
 /// start and rank; a stage of ids.
 EPJIT_SHARED constexpr i32 gathered_tile_bytes(const plan_config& c) {
-    return plan_keys(c) * (8 + 4) + plan_tile_tokens * c.topk * (c.sparse ? 4 : 2);
+    return plan_keys(c) * 8 + plan_tile_tokens * c.topk * (c.sparse ? 4 : 2);
 }
 EPJIT_SHARED constexpr i32 gathered_sums(const plan_config& c) {
     return plan_keys(c) + 3 * c.num_ranks;
 }
 EPJIT_SHARED constexpr i32 gathered_fixed_bytes(const plan_config& c) {
-    return 8 * c.num_ranks + 4 * (2 * gathered_sums(c) + (c.num_slots + 1) + 2 * (c.num_ranks + 1) + 4) +
+    return 8 * c.num_ranks + 4 * (plan_keys(c) + 2 * gathered_sums(c) + (c.num_slots + 1) + 2 * (c.num_ranks + 1) + 4) +
            static_cast<i32>(sizeof(gathered_header)) * c.num_ranks +
            2 * (gathered_pack_tokens * c.topk + c.num_slots + 1);
 }
@@ -91,17 +91,18 @@ EPJIT_SHARED constexpr i32 gathered_blocks(const plan_config& c, i32 bound) {
 inline constexpr i32 gathered_phase_send = 1;
 inline constexpr i32 gathered_phase_plan = 2;
 
-/// Divides small numbers by one that only the launch knows, in two instructions: exact where the product of both is
-/// below 2^31.
+/// Divides by what only the launch knows, in a few instructions: exact where the sum of both numbers is below 2^31.
 struct quick_divisor {
-    u32 inverse;  ///< 2^31 / divisor, rounded up
+    i32 divisor;
+    u32 inverse;  ///< 2^31 / divisor, rounded up: the product is less than one too much
 
     EPJIT_SHARED constexpr i32 of(i32 n) const {
-        return static_cast<i32>(static_cast<u64>(static_cast<u32>(n)) * inverse >> 31);
+        const i32 quotient = static_cast<i32>(static_cast<u64>(static_cast<u32>(n)) * inverse >> 31);
+        return quotient - (quotient * divisor > n ? 1 : 0);
     }
 };
 EPJIT_SHARED constexpr quick_divisor divide_by(i32 divisor) {
-    return {static_cast<u32>(((1ull << 31) + static_cast<u32>(divisor) - 1) / static_cast<u32>(divisor))};
+    return {divisor, static_cast<u32>(((1ull << 31) + static_cast<u32>(divisor) - 1) / static_cast<u32>(divisor))};
 }
 
 struct gathered_plan_args : plan_head {
@@ -117,16 +118,15 @@ struct gathered_plan_args : plan_head {
     i32 list_stride;  ///< lines that one source may send
     i32 bound;        ///< tokens that every rank's rows have room for
     i32 phases;
-    i32 flagged;         ///< rows and steps go straight to the peers' windows
-    i32 refused_tokens;  ///< see plan_message_tail
-    i32 chunk_tiles;     ///< tiles that a block holds at once
-    i32 at_once;         ///< see gathered_at_once: they are all
-    i32 span;            ///< vectors of one rank that may hold a chunk's ids
-    quick_divisor by_span;
+    i32 flagged;                   ///< rows and steps go straight to the peers' windows
+    i32 refused_tokens;            ///< see plan_message_tail
+    i32 chunk_tiles;               ///< tiles that a block holds at once
+    i32 at_once;                   ///< see gathered_at_once: they are all
+    i32 id_vectors;                ///< of one rank's rows
+    quick_divisor by_span;         ///< vectors of one rank that may hold a chunk's ids
     quick_divisor by_rank_tiles;   ///< gathered_rank_tiles
     quick_divisor by_tile_tokens;  ///< gathered_tile_tokens
-    i32 reserved;
 };
-static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 24 + 40 + 24 + 48);
+static_assert(sizeof(gathered_plan_args) == 144 + 32 + 56 + 24 + 40 + 24 + 56);
 
 }  // namespace epjit::templates

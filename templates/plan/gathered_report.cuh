@@ -90,6 +90,7 @@ template <plan_config Config>
 __device__ void finish_gathered(const gathered_plan_args& args, const gathered_shared<Config>& shared,
                                 const gathering& g) {
     if (args.layout == row_layout::flat && args.host_counts != nullptr) {
+#pragma unroll 1
         for (i32 slot = static_cast<i32>(threadIdx.x); slot < Config.num_slots; slot += Config.threads) {
             args.host_counts[slot] = ld_relaxed_gpu(reinterpret_cast<const u32*>(args.slot_counts + slot));
         }

@@ -28,7 +28,7 @@ struct gathered_shared {
 
     u64* masks;       ///< [tiles, keys] the tile's tokens that have the key
     u8** windows;     ///< [R]
-    u32* before;      ///< [tiles, keys] rows of the key before the tile
+    u32* before;      ///< [keys] rows of the key before the chunk; not at once
     i32* counts;      ///< [sums] of the tiles that the block has counted; after that, rows before its next tile
     i32* totals;      ///< [sums] over all blocks; the same memory as counts where one block counts once
     i32* starts;      ///< [S+1]
@@ -45,7 +45,7 @@ struct gathered_shared {
         masks = reinterpret_cast<u64*>(memory);
         windows = reinterpret_cast<u8**>(masks + static_cast<i64>(tiles) * keys);
         before = reinterpret_cast<u32*>(windows + ranks);
-        counts = reinterpret_cast<i32*>(before + static_cast<i64>(tiles) * keys);
+        counts = reinterpret_cast<i32*>(before + keys);
         totals = counts + sums;
         starts = totals + sums;
         rank_first = starts + Config.num_slots + 1;
@@ -161,8 +161,8 @@ __device__ void send_stage(const gathered_plan_args& args, const gathered_shared
     const bool flagged = args.flagged != 0;
     const i32 per_vector = gathered_ids_per_vector(flagged);
     const i32 first_vector = flagged ? first * Config.topk / 6 : first * Config.topk / 8;
-    const i32 vectors = min_of(gathered_pack_tokens * Config.topk / per_vector,
-                               gathered_id_vectors(args.bound, Config.topk, flagged) - first_vector);
+    const i32 most = flagged ? gathered_pack_tokens * Config.topk / 6 : gathered_pack_tokens * Config.topk / 8;
+    const i32 vectors = min_of(most, args.id_vectors - first_vector);
     const i32 ids = (args.bound - first) * Config.topk;
     const i32 copies = flagged ? Config.num_ranks : 1;
 #pragma unroll 1
@@ -199,11 +199,6 @@ __device__ void send_header(const gathered_plan_args& args, const gathered_share
         }
         store_vector(args, shared, g, i - vector * copies, vector, value);
     }
-}
-
-/// The rank that a tile's tokens come from. At once there are few tiles.
-__device__ __forceinline__ i32 source_of_tile(const gathered_plan_args& args, i32 tile) {
-    return args.at_once != 0 ? args.by_rank_tiles.of(tile) : tile / gathered_rank_tiles(args.bound);
 }
 
 /// Waits for a vector of `source`, bounded as a flag's wait is. False: the exchange has failed. Any thread.
@@ -271,18 +266,18 @@ __device__ bool take_tiles(const gathered_plan_args& args, const gathered_shared
     constexpr i32 topk = Config.topk;
     const bool flagged = args.flagged != 0;
     const i32 per_vector = gathered_ids_per_vector(flagged);
-    const i32 rank_tiles = gathered_rank_tiles(args.bound);
-    const i32 first_rank = source_of_tile(args, first);
-    const i32 num_ranks = source_of_tile(args, last - 1) - first_rank + 1;
+    const i32 rank_tiles = args.by_rank_tiles.divisor;
+    const i32 first_rank = args.by_rank_tiles.of(first);
+    const i32 num_ranks = args.by_rank_tiles.of(last - 1) - first_rank + 1;
     bool ok = true;
 #pragma unroll 1
-    for (i32 i = static_cast<i32>(threadIdx.x); i < num_ranks * args.span; i += Config.threads) {
+    for (i32 i = static_cast<i32>(threadIdx.x); i < num_ranks * args.by_span.divisor; i += Config.threads) {
         const i32 number = args.by_span.of(i);
         const i32 source = first_rank + number;
         const i32 rank_tile = source * rank_tiles;  // the source's first
         const i32 low = max_of(first - rank_tile, 0) * plan_tile_tokens * topk;
         const i32 high = min_of(args.bound, (last - rank_tile) * plan_tile_tokens) * topk;
-        const i32 vector = (flagged ? low / 6 : low / 8) + i - number * args.span;
+        const i32 vector = (flagged ? low / 6 : low / 8) + i - number * args.by_span.divisor;
         if (vector * per_vector >= high) {
             continue;
         }
@@ -310,8 +305,8 @@ template <plan_config Config>
 __device__ void resolve_tiles(const gathered_plan_args& args, const gathered_shared<Config>& shared, i32 first,
                               i32 last) {
     constexpr i32 topk = Config.topk;
-    const i32 rank_tiles = gathered_rank_tiles(args.bound);
-    const i32 tile_tokens = gathered_tile_tokens(args.bound);
+    const i32 rank_tiles = args.by_rank_tiles.divisor;
+    const i32 tile_tokens = args.by_tile_tokens.divisor;
     const bool by_slot = names_slots<Config>(args);
 #pragma unroll 1
     for (i32 n = static_cast<i32>(threadIdx.x); n < (last - first) * tile_tokens * topk; n += Config.threads) {
@@ -319,7 +314,7 @@ __device__ void resolve_tiles(const gathered_plan_args& args, const gathered_sha
         const i32 tile = args.by_tile_tokens.of(number);
         const i32 t = number - tile * tile_tokens;
         const i32 i = (tile * plan_tile_tokens + t) * topk + n - number * topk;
-        const i32 source = source_of_tile(args, first + tile);
+        const i32 source = args.by_rank_tiles.of(first + tile);
         const i32 token = (first + tile - source * rank_tiles) * plan_tile_tokens + t;
         if (token >= args.bound) {
             continue;
