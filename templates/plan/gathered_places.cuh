@@ -84,7 +84,8 @@ __device__ __forceinline__ i32 row_of(const gathered_plan_args& args, const gath
 template <plan_config Config>
 __device__ __forceinline__ void tell_lines(const gathered_plan_args& args, const gathered_shared<Config>& shared,
                                            const gathering& g) {
-    const i32 r = static_cast<i32>(threadIdx.x);
+    // From the last thread down: the first ones have tokens to place.
+    const i32 r = Config.threads - 1 - static_cast<i32>(threadIdx.x);
     if (r < Config.num_ranks) {
         const i32 rank_tiles = args.by_rank_tiles.divisor;
         i32 lines = 0;
@@ -155,7 +156,6 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
             continue;
         }
         plan_entry entry{-1, no_rank, 0};
-        i32 position = -1;
         if (slot != no_slot) {
             entry.rank = shared.slot_rank[slot];
             if (own || entry.rank == me) {
@@ -163,30 +163,38 @@ __device__ void place_tiles(const gathered_plan_args& args, const gathered_share
             }
             if (own) {
                 entry.column = Config.sparse ? shared.ids[at * Config.topk + k] : static_cast<u16>(k);
-                position = rows_before(args, shared, me * rank_tiles, tile, t, Config.num_slots + entry.rank) -
-                           (shares ? 0 : shared.totals[shared.keys + entry.rank]);
+            }
+        }
+        // What a dispatch waits for goes first.
+        const bool early = tells(args);
+        const i64 index = static_cast<i64>(token) * Config.topk + place;
+        if (own && early) {
+            tell_place(args.early.places + index, {entry.row, entry.rank, slot, entry.column, tag});
+        }
+        const bool here = slot != no_slot && entry.rank == me;
+        const i32 row = here ? entry.row : -1;
+        const u16 local = here ? static_cast<u16>(slot - shared.rank_first[me]) : no_slot;
+        i32 line = 0;
+        if (comes) {
+            line = rows_before(args, shared, source * rank_tiles, tile, t, Config.num_slots + me) -
+                   (shares ? 0 : shared.line_first[source]);
+            if (early) {
+                const i64 told = (static_cast<i64>(source) * args.early.tokens + line) * Config.topk + place;
+                tell_place(args.early.lines + told, {row, here ? entry.rank : no_rank, local, token, tag});
             }
         }
         if (own) {
-            const i64 index = static_cast<i64>(token) * Config.topk + place;
-            if (tells(args)) {
-                tell_place(args.early.places + index, {entry.row, entry.rank, slot, entry.column, tag});
+            i32 position = -1;
+            if (slot != no_slot) {
+                position = rows_before(args, shared, me * rank_tiles, tile, t, Config.num_slots + entry.rank) -
+                           (shares ? 0 : shared.totals[shared.keys + entry.rank]);
             }
             args.entries[index] = entry;
             args.entry_slots[index] = slot;
             args.positions[index] = position;
         }
         if (comes) {
-            const i32 line = rows_before(args, shared, source * rank_tiles, tile, t, Config.num_slots + me) -
-                             (shares ? 0 : shared.line_first[source]);
             u8* to = args.lines + (static_cast<i64>(source) * args.list_stride + line) * line_bytes(Config.topk);
-            const bool here = slot != no_slot && entry.rank == me;
-            const i32 row = here ? entry.row : -1;
-            const u16 local = here ? static_cast<u16>(slot - shared.rank_first[me]) : no_slot;
-            if (tells(args)) {
-                const i64 index = (static_cast<i64>(source) * args.early.tokens + line) * Config.topk + place;
-                tell_place(args.early.lines + index, {row, here ? entry.rank : no_rank, local, token, tag});
-            }
             reinterpret_cast<i32*>(to)[1 + place] = row;
             reinterpret_cast<u16*>(to + line_slots_offset(Config.topk))[place] = local;
             if (place == 0) {

@@ -176,24 +176,26 @@ __device__ void leave_rows_sent(const gathered_plan_args& args, const gathered_s
     }
 }
 
-/// Takes the tiles [first, last), which are at most a chunk, into slots and masks. `tell`: the host may know by now
-/// that all ranks' ids are here. Called by all threads.
+/// Takes the tiles [first, last), which are at most a chunk, into slots and masks. Called by all threads.
 template <plan_config Config>
 __device__ __forceinline__ bool take_chunk(const gathered_plan_args& args, const gathered_shared<Config>& shared,
-                                           const gathering& g, i32 first, i32 last, bool ok, bool tell) {
+                                           const gathering& g, i32 first, i32 last, bool ok) {
     ok = ok && take_tiles(args, shared, g, first, last);
     ok = __syncthreads_and(ok ? 1 : 0) != 0;
-    if (ok && tell && tells_host<Config>()) {
-        const plan_status sums = sum_headers<Config>(shared);
-        if (lane_idx() == 0) {
-            publish_to_host(args, sums);
-        }
-    }
     if (ok) {
         resolve_tiles(args, shared, first, last);
     }
     __syncthreads();
     return ok;
+}
+
+/// By the warp that tells the host.
+template <plan_config Config>
+__device__ __forceinline__ void tell_host_early(const gathered_plan_args& args, const gathered_shared<Config>& shared) {
+    const plan_status sums = sum_headers<Config>(shared);
+    if (lane_idx() == 0) {
+        publish_to_host(args, sums);
+    }
 }
 
 /// The plan of the block's tiles. At once: it goes through all of them once, else through its own before and after the
@@ -219,7 +221,7 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
 #pragma unroll 1
         for (i32 chunk = first; chunk < last; chunk += args.chunk_tiles) {
             const i32 end = min_of(chunk + args.chunk_tiles, last);
-            ok = take_chunk(args, shared, g, chunk, end, ok, publishes && tells_early(args));
+            ok = take_chunk(args, shared, g, chunk, end, ok);
             if (at_once && !ok) {
                 return false;
             }
@@ -231,6 +233,9 @@ __device__ bool plan_tiles(const gathered_plan_args& args, gathered_shared<Confi
                 if (by_masks == (part == 0)) {
                     if (pass + 1 == passes) {
                         place_tiles(args, shared, g, chunk, end);
+                    }
+                    if (publishes && tells_early(args) && tells_host<Config>()) {
+                        tell_host_early(args, shared);
                     }
                 } else if (!by_masks || publishes) {
                     count_tiles(args, shared, chunk, end, pass == 0);

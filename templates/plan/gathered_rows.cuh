@@ -108,7 +108,7 @@ __device__ void stage_rows(const gathered_plan_args& args, const gathered_shared
             for (i32 p = 0; p < at_once; ++p) {
                 const i32 t = base + p * pass_tokens + own;
                 ids[p] = -1;
-                if (t < tokens && k < Config.topk && first + t < args.num_tokens) {
+                if (base + p * pass_tokens < tokens && t < tokens && k < Config.topk && first + t < args.num_tokens) {
                     ids[p] = load_id(args.ranks[0].routing, static_cast<i64>(first + t) * Config.topk + k, args.width);
                 }
             }
