@@ -26,21 +26,18 @@ void lane_order::on(const device_context& context, stream_t stream) {
     last_ = stream;
 }
 
-exchange_order::last_call* exchange_order::find(const void* exchange, std::int32_t lane) noexcept {
-    for (last_call& c : calls_) {
-        if (c.exchange == exchange && c.lane == lane) {
-            return &c;
-        }
-    }
-    return nullptr;
+exchange_order::last_call* exchange_order::find(const lane_of& lane) noexcept {
+    const auto found = std::find_if(calls_.begin(), calls_.end(), [&](const last_call& c) { return c.by == lane; });
+    return found != calls_.end() ? &*found : nullptr;
 }
 
 void exchange_order::begin(const void* exchange, std::int32_t lane, const shared_context& context, stream_t stream) {
     const std::scoped_lock hold(mutex_);
     const driver_api& api = context->api();
+    const lane_of me{exchange, lane};
     for (last_call& other : calls_) {
-        if (other.exchange == exchange || other.stream == stream ||
-            std::find(other.awaiting.begin(), other.awaiting.end(), stream) != other.awaiting.end() ||
+        if (other.by.exchange == exchange || other.stream == stream ||
+            std::find(other.followers.begin(), other.followers.end(), me) != other.followers.end() ||
             captured(api, stream) || captured(api, other.stream)) {
             continue;
         }
@@ -51,19 +48,19 @@ void exchange_order::begin(const void* exchange, std::int32_t lane, const shared
             other.recorded = true;
         }
         api.check(api.stream_wait_event(stream, other.end.get(), 0), "cuStreamWaitEvent");
-        other.awaiting.push_back(stream);
+        other.followers.push_back(me);
     }
-    if (find(exchange, lane) == nullptr) {
-        calls_.push_back({exchange, lane, stream, gpu_event(context, false), false, {}});
+    if (find(me) == nullptr) {
+        calls_.push_back({me, stream, gpu_event(context, false), false, {}});
     }
 }
 
 void exchange_order::end(const void* exchange, std::int32_t lane, const device_context& context,
                          stream_t stream) noexcept {
     const std::scoped_lock hold(mutex_);
-    last_call& call = *find(exchange, lane);
+    last_call& call = *find({exchange, lane});
     call.stream = stream;
-    call.awaiting.clear();
+    call.followers.clear();
     // On one stream none of this costs anything, and a kernel may still be launched before the end of the one in front.
     const driver_api& api = context.api();
     call.recorded =
@@ -72,7 +69,10 @@ void exchange_order::end(const void* exchange, std::int32_t lane, const device_c
 
 void exchange_order::forget(const void* exchange) noexcept {
     const std::scoped_lock hold(mutex_);
-    std::erase_if(calls_, [&](const last_call& c) { return c.exchange == exchange; });
+    std::erase_if(calls_, [&](const last_call& c) { return c.by.exchange == exchange; });
+    for (last_call& c : calls_) {
+        std::erase_if(c.followers, [&](const lane_of& l) { return l.exchange == exchange; });
+    }
 }
 
 ordered_call::ordered_call(lane_order& lane_calls, exchange_order& order, const void* exchange, std::int32_t lane,

@@ -39,17 +39,20 @@ class exchange_order {
     void forget(const void* exchange) noexcept;
 
    private:
-    /// The last call of a lane.
-    struct last_call {
+    struct lane_of {
         const void* exchange;
         std::int32_t lane;
+        bool operator==(const lane_of&) const = default;
+    };
+    struct last_call {
+        lane_of by;
         stream_t stream;
         gpu_event end;
         bool recorded = false;           ///< since that call
-        std::vector<stream_t> awaiting;  ///< streams that have been told to wait for it
+        std::vector<lane_of> followers;  ///< lanes that wait for it, with all that they do from then on
     };
 
-    [[nodiscard]] last_call* find(const void* exchange, std::int32_t lane) noexcept;
+    [[nodiscard]] last_call* find(const lane_of& lane) noexcept;
 
     std::mutex mutex_;
     std::vector<last_call> calls_;
