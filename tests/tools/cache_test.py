@@ -98,6 +98,42 @@ class Cache(CommandTest):
         result = self.epjit("inspect", self.variants[0]["key"], "--sass", "--json", PATH=self.folder)
         self.assert_error(result, 3, "unsupported", "nvdisasm", "cuobjdump")
 
+    def test_inspect_counts_instructions_by_the_calls_that_they_come_from(self):
+        key = self.variants[0]["key"]
+        full = self.epjit("inspect", key, "--json").json
+        kernel = full["kernels"][0]
+        rows = "rows/gather_kernel.cuh"
+        here = os.path.join(os.path.realpath(self.folder), rows)  # as NVRTC names what it was given in memory
+        sass = [
+            f'\t.section\t.text.{kernel["lowered"]},"ax",@progbits',
+            f'\t//## File "{here}", line 3',
+            "        /*0000*/                   LDC R1, c[0x0][0x28] ;",
+            f'\t//## File "{here}", line 5 inlined at "{here}", line 9',
+            f'\t//## File "{here}", line 9',
+            "        /*0010*/              @!P0 EXIT ;",
+            "        /*0020*/                   EXIT ;",
+            "        .L_x_1:",
+        ]
+        tool = self.write("nvdisasm", "#!/bin/sh\ncat <<'END'\n" + "\n".join(sass) + "\nEND\n")
+        os.chmod(tool, 0o755)
+        path = f"{os.path.dirname(tool)}:/usr/bin:/bin"
+        result = self.epjit("inspect", key, "--lines", "--json", PATH=path, CUDA_HOME="", CUDA_PATH="")
+        self.assertEqual(result.status, 0, result.err)
+        place = lambda line, depth, n: {"file": rows, "line": line, "depth": depth, "instructions": n}
+        self.assertEqual(
+            result.json["lines"],
+            [
+                {
+                    "kernel": kernel["name"],
+                    "instructions": 3,
+                    "calls": [place(9, 0, 2), place(5, 1, 2), place(3, 0, 1)],
+                }
+            ],
+        )
+        text = self.epjit("inspect", key, "--lines", PATH=path, CUDA_HOME="", CUDA_PATH="").out
+        self.assertIn(f"  {rows}:9", text)
+        self.assertIn(f"    {rows}:5", text)
+
 
 if __name__ == "__main__":
     unittest.main()

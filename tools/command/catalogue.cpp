@@ -56,10 +56,11 @@ constexpr std::array<option_info, 2> cache_options{{
 constexpr std::array<argument_info, 1> inspect_arguments{{
     {"KEY", "32 hex digits, or at least 6 that no other entry begins with"},
 }};
-constexpr std::array<option_info, 4> inspect_options{{
+constexpr std::array<option_info, 5> inspect_options{{
     {"--source", "", "the program given to the compiler"},
     {"--ptx", "", "the program compiled to PTX (needs NVRTC)"},
     {"--sass", "", "the disassembled cubin (needs nvdisasm or cuobjdump)"},
+    {"--lines", "", "how many instructions come from which calls and lines (needs NVRTC and nvdisasm)"},
     {"--log", "", "the compiler's log"},
 }};
 

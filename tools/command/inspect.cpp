@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/command/context.hpp"
-#include "tools/command/ptx.hpp"
+#include "tools/command/disassembly.hpp"
+#include "tools/command/machine.hpp"
+#include "tools/command/recompile.hpp"
 #include "tools/command/table.hpp"
 #include "tools/command/values.hpp"
 
@@ -9,6 +11,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <filesystem>
 #include <set>
 
 namespace epjit::tools {
@@ -94,6 +97,68 @@ std::string summary(const jit::artifact& a, const cache::entry_info& entry) {
     return fmt::format("{}\n{}", facts.text(), kernels.text());
 }
 
+/// The kernels' names in place of their symbols, and the templates' in place of paths: NVRTC takes names for files of
+/// the current folder.
+std::vector<kernel_instructions> counted(const context& ctx, const jit::artifact& a) {
+    std::vector<kernel_instructions> all = count_instructions(compile_with_lines(ctx, a));
+    const std::string folder = std::filesystem::current_path().string() + "/";
+    for (kernel_instructions& k : all) {
+        for (call_instructions& c : k.calls) {
+            if (c.place.file.starts_with(folder)) {
+                c.place.file.erase(0, folder.size());
+            }
+        }
+        const auto known = std::find_if(a.kernels.begin(), a.kernels.end(),
+                                        [&](const jit::kernel_info& i) { return i.lowered == k.symbol; });
+        k.symbol = known != a.kernels.end() ? known->name : k.symbol;
+    }
+    return all;
+}
+
+json to_json(const std::vector<kernel_instructions>& all) {
+    json out = json::array();
+    for (const kernel_instructions& k : all) {
+        json calls = json::array();
+        for (const call_instructions& c : k.calls) {
+            calls.push_back(
+                {{"file", c.place.file}, {"line", c.place.line}, {"depth", c.depth}, {"instructions", c.instructions}});
+        }
+        out.push_back({{"kernel", k.symbol}, {"instructions", k.instructions}, {"calls", std::move(calls)}});
+    }
+    return out;
+}
+
+/// What a line of a template says, without what is around it.
+std::string text_of(const jit::template_set& templates, const code_place& place) {
+    constexpr std::size_t most = 70;
+    std::string_view text = templates.find(place.file);
+    for (int line = 1; line < place.line; ++line) {
+        const std::size_t end = text.find('\n');
+        text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+    }
+    text = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
+    return std::string(text.substr(0, most));
+}
+
+/// The calls that are a hundredth of their kernel or more, inner ones below outer ones.
+std::string lines_text(const jit::template_set& templates, const std::vector<kernel_instructions>& all) {
+    constexpr int deepest = 4;
+    table t({{"instructions", true}, {"where"}, {"what"}});
+    for (const kernel_instructions& k : all) {
+        t.add({std::to_string(k.instructions), k.symbol, ""});
+        for (const call_instructions& c : k.calls) {
+            if (c.depth < deepest && c.instructions * 100 >= k.instructions) {
+                const auto indent = static_cast<std::size_t>(2 * (c.depth + 1));
+                t.add({std::to_string(c.instructions),
+                       fmt::format("{}{}:{}", std::string(indent, ' '), c.place.file, c.place.line),
+                       text_of(templates, c.place)});
+            }
+        }
+    }
+    return t.text();
+}
+
 std::string ended(std::string text) {
     if (!text.empty() && text.back() != '\n') {
         text += '\n';
@@ -122,6 +187,11 @@ int inspect_command(context& ctx) {
     if (ctx.call.has("--sass")) {
         parts.emplace_back("sass", disassemble(a));
     }
+    std::vector<kernel_instructions> lines;
+    if (ctx.call.has("--lines")) {
+        lines = counted(ctx, a);
+        parts.emplace_back("lines", ctx.json ? "" : lines_text(open_templates(ctx), lines));
+    }
     if (ctx.call.has("--log")) {
         parts.emplace_back("log", a.log);
     }
@@ -129,6 +199,9 @@ int inspect_command(context& ctx) {
         json result = to_json(a, entry);
         for (const auto& [name, text] : parts) {
             result[name] = text;
+        }
+        if (ctx.call.has("--lines")) {
+            result["lines"] = to_json(lines);
         }
         print_json(result);
         return exit_done;
