@@ -111,7 +111,10 @@ TEST_P(faults_peers, a_graph_of_61_layers_drains_within_one_limit) {
     const answer replay = ranks.ask(0, "replay 0");
     const answer drained = ranks.ask(0, "sync 0", first_fault_limit_ms + 4 * fault_grace_ms);
     // Whoever replays calls nothing that would say so, but may ask.
-    const answer told = ranks.first_failure(0, {"look 0"}, first_fault_limit_ms + fault_grace_ms);
+    const answer seen = ranks.ask(0, "look 0");
+    EXPECT_THAT(seen.kind, AnyOf("timeout", "nccl")) << seen.text;
+    const answer told =
+        ranks.first_failure(0, {"plan 0", "sync 0", "dispatch 0"}, first_fault_limit_ms + fault_grace_ms);
     EXPECT_FALSE(told.ok) << "nothing was reported";
     EXPECT_THAT(told.kind, AnyOf("timeout", "nccl")) << told.text;
     if (stores()) {

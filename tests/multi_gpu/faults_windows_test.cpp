@@ -58,7 +58,8 @@ TEST_P(faults_windows, a_graph_of_61_layers_drains_within_one_limit) {
     ranks.child(1).signal(SIGSTOP);
     const answer replay = ranks.ask(0, "replay 0");
     const answer drained = ranks.ask(0, "sync 0", first_fault_limit_ms + 4 * fault_grace_ms);
-    const answer told = ranks.first_failure(0, {"look 0"}, patience_ms);
+    EXPECT_EQ(ranks.ask(0, "look 0").kind, "timeout");
+    const answer told = ranks.first_failure(0, {"plan 0", "sync 0", "dispatch 0"}, patience_ms);
     EXPECT_EQ(told.kind, "timeout") << told.text;
     EXPECT_LT(replay.ms + drained.ms, fault_limit_ms + 100 + 50);
     ranks.child(1).signal(SIGCONT);
