@@ -11,8 +11,6 @@ using namespace tests;
 using testing::ElementsAre;
 
 TEST(weights_of_few_tokens, travel_with_the_rows_and_again_only_where_nothing_is_promised) {
-    exchange_config config = rank_of_three::config_of(max_tokens);
-    config.ll_max_tokens_per_rank = 4;
     const seen_launches seen;
     with_ranks(
         [](rank_of_three& r) {
@@ -40,23 +38,19 @@ TEST(weights_of_few_tokens, travel_with_the_rows_and_again_only_where_nothing_is
         [&] {
             std::vector<bool> kept;
             std::vector<bool> blocks;
-            for (const auto& a : seen.of<kernels::ll_combine_args>("ll_combine_kernel")) {
-                if (a.link.me == 0) {
-                    kept.push_back(a.kept.weights != nullptr);
-                    blocks.push_back(a.weight_blocks != 0);
-                }
+            for (const auto& a : seen.of_rank_0<kernels::ll_combine_args>("ll_combine_kernel")) {
+                kept.push_back(a.kept.weights != nullptr);
+                blocks.push_back(a.weight_blocks != 0);
             }
             EXPECT_THAT(kept, ElementsAre(false, false, true, false));
             EXPECT_THAT(blocks, ElementsAre(true, true, false, true));
             std::vector<bool> keeps;
-            for (const auto& a : seen.of<kernels::ll_dispatch_args>("ll_dispatch_kernel")) {
-                if (a.link.me == 0) {
-                    keeps.push_back(a.kept.weights != nullptr);
-                }
+            for (const auto& a : seen.of_rank_0<kernels::ll_dispatch_args>("ll_dispatch_kernel")) {
+                keeps.push_back(a.kept.weights != nullptr);
             }
             EXPECT_THAT(keeps, ElementsAre(false, true));
         },
-        nullptr, config);
+        nullptr, rank_of_three::config_of_few());
 }
 
 }  // namespace

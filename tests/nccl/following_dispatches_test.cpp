@@ -49,10 +49,8 @@ class caller {
 template <class Args>
 std::vector<int> flags_of(const seen_launches& seen, const char* kernel) {
     std::vector<int> found;
-    for (const Args& a : seen.of<Args>(kernel)) {
-        if (a.link.me == 0) {
-            found.push_back(a.follows);
-        }
+    for (const Args& a : seen.of_rank_0<Args>(kernel)) {
+        found.push_back(a.follows);
     }
     return found;
 }
@@ -135,8 +133,6 @@ TEST(following_dispatches, of_many_tokens_wait_for_a_plan_that_tells_no_position
 }
 
 TEST(following_dispatches, of_few_tokens_follow_either_kind_of_plan) {
-    exchange_config config = rank_of_three::config_of(max_tokens);
-    config.ll_max_tokens_per_rank = 4;
     const seen_launches seen;
     with_ranks(
         [](rank_of_three& r) {
@@ -151,17 +147,15 @@ TEST(following_dispatches, of_few_tokens_follow_either_kind_of_plan) {
             EXPECT_THAT(flags_of<kernels::ll_dispatch_args>(seen, "ll_dispatch_kernel"), ElementsAre(1, 0, 0, 0))
                 << "a plan of counts tells no places";
             std::vector<bool> told;
-            for (const auto& a : seen.of<kernels::ll_dispatch_args>("ll_dispatch_kernel")) {
-                if (a.link.me == 0) {
-                    told.push_back(a.early.tokens != 0);
-                }
+            for (const auto& a : seen.of_rank_0<kernels::ll_dispatch_args>("ll_dispatch_kernel")) {
+                told.push_back(a.early.tokens != 0);
             }
             EXPECT_THAT(told, ElementsAre(true, true, false, false));
             for (const auto& a : seen.of<kernels::gathered_plan_args>("gathered_plan_kernel")) {
                 EXPECT_GE(a.early.tokens, a.bound);
             }
         },
-        nullptr, config);
+        nullptr, rank_of_three::config_of_few());
 }
 
 TEST(following_dispatches, do_as_the_knob_says) {

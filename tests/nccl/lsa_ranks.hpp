@@ -43,6 +43,13 @@ class seen_launches {
         });
         return found;
     }
+    /// Those of rank 0.
+    template <class Args>
+    [[nodiscard]] std::vector<Args> of_rank_0(const char* kernel) const {
+        std::vector<Args> found = of<Args>(kernel);
+        std::erase_if(found, [](const Args& a) { return a.link.me != 0; });
+        return found;
+    }
     /// Their blocks.
     [[nodiscard]] std::vector<unsigned> blocks_of(const char* kernel) const {
         std::vector<unsigned> found;
@@ -95,6 +102,12 @@ class rank_of_three {
         c.max_tokens_per_rank = max_tokens;
         c.backward = true;
         c.staging_bytes = std::int64_t{num_ranks} * staged * row_bytes;
+        return c;
+    }
+    /// The same, with calls of up to four tokens a rank on the low-latency path; staging holds all that there are.
+    static exchange_config config_of_few() {
+        exchange_config c = config_of(max_tokens);
+        c.ll_max_tokens_per_rank = 4;
         return c;
     }
     [[nodiscard]] tensor_view tensor(std::int64_t rows) {

@@ -59,8 +59,7 @@ TEST(sm_budget, of_expansion_leaves_num_sms_to_those_that_send) {
 }
 
 TEST(sm_budget, two_lanes_leave_room_for_each_other) {
-    exchange_config config = rank_of_three::config_of(max_tokens);
-    config.ll_max_tokens_per_rank = 4;
+    exchange_config config = rank_of_three::config_of_few();
     for (const int lanes : {1, 2}) {
         config.lanes = lanes;
         const seen_launches seen;
