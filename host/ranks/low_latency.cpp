@@ -32,7 +32,7 @@ void rank_backend::launch_ll_dispatch(rank_plan& plan, const dispatch_args& rank
     args.early = plan.told_early();
     args.follows = follows ? 1 : 0;
     plan.keeps_weights = plan.options.layout != layout::flat && (ranks.weights != nullptr || plan.num_tokens == 0);
-    args.kept = plan.keeps_weights ? plan.kept() : templates::kept_area{};
+    args.kept = plan.keeps_weights ? plan.kept : templates::kept_area{};
     // Rows without a token, one or two to a warp; no blocks for them where the call has none to fill.
     const std::int64_t rows_a_block = kernel.threads / 32 * 3 / 2;
     const std::int64_t slots = args.fill_last_slot - args.fill_first_slot;
@@ -54,7 +54,7 @@ void rank_backend::launch_ll_combine(const rank_plan& plan, const combine_args& 
     fill_ll_combine_args(args, setting(plan), plan, ranks, options.reduction);
     args.link = way_->link(options.lane);
     if (options.weights_dispatched && plan.keeps_weights) {
-        args.kept = plan.kept();
+        args.kept = plan.kept;
         args.weighted = 0;
     }
     const std::int64_t parts = sum_packet(config_.config).parts(kernel.threads);

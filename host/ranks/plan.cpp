@@ -40,7 +40,7 @@ rank_plan::rank_plan(communicator_state& comm, const resolved_config& config, st
     const std::size_t slot_offsets_at = part((slots + num_ranks_) * 4);
     const std::size_t rank_rows_at = part(num_ranks_ * 4);
     const std::size_t block_counts = part(blocks * (slots + 4 * num_ranks_) * 4);
-    kept_lines = early.tokens;
+    kept.lines = early.tokens;
     const std::size_t kept_at = part(num_ranks_ * early_pairs * static_cast<std::int64_t>(sizeof(float)));
     const std::size_t lines_at = part(lines_most * templates::line_bytes(config.config.topk));
     const std::size_t relay_entries_at =
@@ -64,7 +64,7 @@ rank_plan::rank_plan(communicator_state& comm, const resolved_config& config, st
     slot_offsets = reinterpret_cast<std::int32_t*>(base + slot_offsets_at);
     rank_rows = reinterpret_cast<std::int32_t*>(base + rank_rows_at);
     block_counts_ = reinterpret_cast<std::uint32_t*>(base + block_counts);
-    kept_weights = reinterpret_cast<float*>(base + kept_at);
+    kept.weights = reinterpret_cast<float*>(base + kept_at);
     lines = reinterpret_cast<std::uint8_t*>(base + lines_at);
     if (relays != 0) {
         relay_entries = reinterpret_cast<templates::plan_entry*>(base + relay_entries_at);

@@ -53,7 +53,7 @@ class rank_plan final : public plan_state {
     [[nodiscard]] templates::early_plan told_early() const noexcept {
         return tells == told::places ? early : templates::early_plan{};
     }
-    [[nodiscard]] templates::kept_area kept() const noexcept { return {kept_weights, kept_lines, 0}; }
+    templates::kept_area kept{};  ///< memory for weights of lines that came as packets
     templates::plan_entry* entries = nullptr;
     std::uint16_t* entry_slots = nullptr;
     std::int32_t* positions = nullptr;
@@ -62,8 +62,6 @@ class rank_plan final : public plan_state {
     std::int32_t* slot_counts = nullptr;
     std::int32_t* slot_offsets = nullptr;
     std::int32_t* rank_rows = nullptr;
-    float* kept_weights = nullptr;  ///< [R, kept_lines, K] of the entries of lines that came as packets
-    std::int32_t kept_lines = 0;
     templates::plan_entry* relay_entries = nullptr;  ///< [relays, max_tokens, K]
     std::int32_t* relay_positions = nullptr;         ///< [relays, max_tokens, K]
 
@@ -74,7 +72,7 @@ class rank_plan final : public plan_state {
     std::int64_t known_rows = -1;  ///< exact mode
     std::uint32_t sequence = 0;
     bool exact = false;
-    bool keeps_weights = false;  ///< the last dispatch has left kept_weights, on every rank or none
+    bool keeps_weights = false;  ///< the last dispatch has left its own in `kept`, on every rank or none
     bool direct = false;         ///< rows go straight to their places in outputs that are lent
     /// What the plan's kernel tells a dispatch long before it ends: of few tokens all that it does, piece by piece; of
     /// many where they go.

@@ -101,7 +101,7 @@ void rank_backend::launch_gathered_plan(rank_plan& plan, const plan_args& ranks,
         at_once ? std::min(templates::gathered_blocks(k.plan_shape, args.bound), kernel.max_blocks)
                 : templates::plan_blocks(args.bound, std::min(k.plan.max_blocks, kernel.max_blocks));
     const std::int64_t together =
-        std::min<std::int64_t>(args.chunk_tiles, at_once ? tiles : (tiles + blocks - 1) / blocks);
+        std::min<std::int64_t>(args.chunk_tiles, at_once ? tiles : templates::ceil_div(tiles, blocks));
     args.id_vectors = templates::gathered_id_vectors(args.bound, config_.config.topk, flagged);
     args.by_span = templates::divide_by(static_cast<std::int32_t>(std::min<std::int64_t>(
         args.id_vectors,
