@@ -112,27 +112,7 @@ void append(const call_node& node, int depth, std::vector<call_instructions>& ou
     }
 }
 
-}  // namespace
-
-std::string disassemble(const jit::artifact& value) {
-    const std::string tool = find_tool({"nvdisasm", "cuobjdump"});
-    if (tool.empty()) {
-        throw unsupported_error(fmt::format("neither nvdisasm nor cuobjdump was found {}", where_to_look),
-                                "install them (packages cuda-nvdisasm and cuda-cuobjdump), or set CUDA_HOME");
-    }
-    const std::string_view cubin(reinterpret_cast<const char*>(value.cubin.data()), value.cubin.size());
-    return tool.ends_with("cuobjdump") ? run_on(tool, cubin, {"--dump-sass"}) : run_on(tool, cubin, {});
-}
-
-std::vector<kernel_instructions> count_instructions(std::string_view cubin_with_lines) {
-    const std::string tool = find_tool({"nvdisasm"});
-    if (tool.empty()) {
-        throw unsupported_error(fmt::format("nvdisasm was not found {}", where_to_look),
-                                "install it (package cuda-nvdisasm), or set CUDA_HOME");
-    }
-    return instructions_of(run_on(tool, cubin_with_lines, {"--print-code", "--print-line-info-inline"}));
-}
-
+/// Of what nvdisasm printed.
 std::vector<kernel_instructions> instructions_of(std::string_view disassembly) {
     constexpr std::string_view section = ".section\t.text.";
     std::vector<kernel_instructions> kernels;
@@ -168,6 +148,27 @@ std::vector<kernel_instructions> instructions_of(std::string_view disassembly) {
         append(roots[i], 0, kernels[i].calls);
     }
     return kernels;
+}
+
+}  // namespace
+
+std::string disassemble(const jit::artifact& value) {
+    const std::string tool = find_tool({"nvdisasm", "cuobjdump"});
+    if (tool.empty()) {
+        throw unsupported_error(fmt::format("neither nvdisasm nor cuobjdump was found {}", where_to_look),
+                                "install them (packages cuda-nvdisasm and cuda-cuobjdump), or set CUDA_HOME");
+    }
+    const std::string_view cubin(reinterpret_cast<const char*>(value.cubin.data()), value.cubin.size());
+    return tool.ends_with("cuobjdump") ? run_on(tool, cubin, {"--dump-sass"}) : run_on(tool, cubin, {});
+}
+
+std::vector<kernel_instructions> count_instructions(std::string_view cubin_with_lines) {
+    const std::string tool = find_tool({"nvdisasm"});
+    if (tool.empty()) {
+        throw unsupported_error(fmt::format("nvdisasm was not found {}", where_to_look),
+                                "install it (package cuda-nvdisasm), or set CUDA_HOME");
+    }
+    return instructions_of(run_on(tool, cubin_with_lines, {"--print-code", "--print-line-info-inline"}));
 }
 
 }  // namespace epjit::tools

@@ -34,7 +34,4 @@ struct kernel_instructions {
 /// What the instructions of a cubin that says so come from, by nvdisasm. @throws unsupported_error when it is not
 /// found.
 std::vector<kernel_instructions> count_instructions(std::string_view cubin_with_lines);
-/// The same of what nvdisasm printed.
-std::vector<kernel_instructions> instructions_of(std::string_view disassembly);
-
 }  // namespace epjit::tools

@@ -190,7 +190,9 @@ int inspect_command(context& ctx) {
     std::vector<kernel_instructions> lines;
     if (ctx.call.has("--lines")) {
         lines = counted(ctx, a);
-        parts.emplace_back("lines", ctx.json ? "" : lines_text(open_templates(ctx), lines));
+        if (!ctx.json) {
+            parts.emplace_back("lines", lines_text(open_templates(ctx), lines));
+        }
     }
     if (ctx.call.has("--log")) {
         parts.emplace_back("log", a.log);
