@@ -42,7 +42,10 @@ void rank_backend::launch_ll_dispatch(rank_plan& plan, const dispatch_args& rank
     const std::int32_t fill = fills ? blocks_for(rows / rows_a_block, kernel.max_blocks / 3) : 0;
     const std::int32_t left = kernel.max_blocks - fill;
     const std::int64_t parts = row_packet(config_.config).parts(templates::row_unit_threads(kernel.threads));
-    args.senders = blocks_for(plan.num_tokens * parts, left / 2);
+    // A dispatch that follows its plan sends while that is made, each block one part: the wait for the next one's
+    // entries would be its own. Else few blocks send, and store this rank's rows while the link is busy.
+    const std::int32_t sending = follows ? left / 2 : std::min(left / 2, comm_.context->num_sms());
+    args.senders = blocks_for(plan.num_tokens * parts, sending);
     args.receivers = blocks_for((config_.num_ranks - 1) * parts * bound(plan), left - args.senders);
     launch(comm_, kernel, args.senders + args.receivers + fill, &args, stream, overlapping());
 }
@@ -63,7 +66,9 @@ void rank_backend::launch_ll_combine(const rank_plan& plan, const combine_args& 
     args.weight_blocks = args.weighted != 0 ? blocks_for((entries + kernel.threads - 1) / kernel.threads,
                                                          std::min(8, kernel.max_blocks / 4))
                                             : 0;
-    args.senders = blocks_for(lines, kernel.max_blocks / 2 - args.weight_blocks);
+    // These fill the link: more of them keep owners from reading their own rows meanwhile.
+    const std::int32_t sending = std::min(kernel.max_blocks / 2 - args.weight_blocks, comm_.context->num_sms() * 3 / 2);
+    args.senders = blocks_for(lines, sending);
     const std::int32_t owners =
         blocks_for(plan.num_tokens * parts, kernel.max_blocks - args.weight_blocks - args.senders);
     launch(comm_, kernel, args.weight_blocks + args.senders + owners, &args, stream, overlapping());

@@ -41,13 +41,13 @@ std::int64_t travel_shape::region(travel_area area) const noexcept {
     return (lines * line_bytes[static_cast<std::size_t>(area)] + 255) / 256 * 256;
 }
 
-templates::packet_record row_packet(const exchange_config& c) noexcept {
-    return templates::row_record(c.hidden, static_cast<templates::element>(c.dispatch_type),
-                                 static_cast<templates::group_scale>(c.scales), c.topk);
+templates::row_record row_packet(const exchange_config& c) noexcept {
+    return templates::row_record_of(c.hidden, static_cast<templates::element>(c.dispatch_type),
+                                    static_cast<templates::group_scale>(c.scales), c.topk);
 }
 
-templates::packet_record sum_packet(const exchange_config& c) noexcept {
-    return templates::sum_record(c.hidden, static_cast<templates::element>(c.combine_type));
+templates::sum_record sum_packet(const exchange_config& c) noexcept {
+    return templates::sum_record_of(c.hidden, static_cast<templates::element>(c.combine_type));
 }
 
 travel_shape shape_travel(const resolved_config& config) {

@@ -52,8 +52,8 @@ struct travel_shape {
 travel_shape shape_travel(const resolved_config& config);
 
 /// A token's row, and a partial sum, as they travel when they are few.
-templates::packet_record row_packet(const exchange_config& config) noexcept;
-templates::packet_record sum_packet(const exchange_config& config) noexcept;
+templates::row_record row_packet(const exchange_config& config) noexcept;
+templates::sum_record sum_packet(const exchange_config& config) noexcept;
 
 /// How many lines go to and come from each rank, where the host knows; else every region travels whole.
 struct line_traffic {

@@ -339,7 +339,7 @@ variant_spec low_latency_dispatch_spec(target_arch arch, std::int32_t hidden, st
     s.num_ranks = 0;
     s.stages = 0;
     // A warp more for what travels beside the row.
-    const templates::packet_record record = templates::row_record(hidden, static_cast<templates::element>(type),
+    const templates::row_record record = templates::row_record_of(hidden, static_cast<templates::element>(type),
                                                                   static_cast<templates::group_scale>(scales), topk);
     s.threads = unit_threads(record.units(), 96) + 32;
     return s;
@@ -349,7 +349,7 @@ variant_spec low_latency_combine_spec(target_arch arch, std::int32_t hidden, std
     variant_spec s = row_sum_spec(arch, 1, hidden, topk, type);
     s.kind = kernel_kind::low_latency_combine;
     s.num_ranks = 0;
-    s.threads = unit_threads(templates::sum_record(hidden, static_cast<templates::element>(type)).units(), 160);
+    s.threads = unit_threads(templates::sum_record_of(hidden, static_cast<templates::element>(type)).units(), 160);
     return s;
 }
 

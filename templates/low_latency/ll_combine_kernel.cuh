@@ -2,7 +2,7 @@
 // Combine of few tokens between ranks that store into each other's windows: weights go to the holders of the rows and
 // sums come back as packets that announce themselves.
 //
-// Cost model: a token's partial sums cross once a rank in 4/3 of their bytes; one flight over the link, two where
+// Cost model: a token's partial sums cross once a rank in 8/7 of their bytes; one flight over the link, two where
 // weights travel, the first of which hides the reading of rows: not those that came with the rows. Launches: 1. SMs: a
 // block for each part of a line's sum and of a token's, up to what fits (see ll_dispatch_kernel). In the grid: blocks
 // that send weights wait for nothing, blocks that send sums for the peers' weights, blocks that finish tokens for the
@@ -21,27 +21,26 @@ namespace epjit::templates {
 
 template <gather_config Config>
 struct sum_packets {
-    static constexpr packet_record record = sum_record(Config.hidden, Config.type);
+    static constexpr sum_record record = sum_record_of(Config.hidden, Config.type);
     static constexpr i32 units = record.units();
-    static constexpr i32 words = record.unit_words();
+    static constexpr i32 words = sum_record::unit_words;
     static constexpr i64 plane = static_cast<i64>(units) * packet_size;
     static constexpr i32 parts = record.parts(Config.threads);  ///< of a sum, each a block's, a thread a unit
-    static_assert(record.unit_packets == 2 && words == 6);
 };
 
-/// A unit's values: in memory and on the wire six words.
+/// A unit's values.
 template <gather_config Config>
 struct unit_values {
     static constexpr i32 words = sum_packets<Config>::words;
-    using piece = unpacked<Config.type, 8>;
-    static constexpr i32 count = words / 2 * piece::count;
+    using piece = unpacked<Config.type, 4>;
+    static constexpr i32 count = words * piece::count;
     float v[count] = {};
 
     __device__ __forceinline__ void add(const u32 (&w)[words], float weight) {
 #pragma unroll
-        for (i32 p = 0; p < words / 2; ++p) {
+        for (i32 p = 0; p < words; ++p) {
             piece some;
-            some.unpack(packet<8>{uint2{w[2 * p], w[2 * p + 1]}});
+            some.unpack(packet<4>{w[p]});
 #pragma unroll
             for (i32 i = 0; i < piece::count; ++i) {
                 v[p * piece::count + i] = fmaf(weight, some.values[i], v[p * piece::count + i]);
@@ -50,26 +49,39 @@ struct unit_values {
     }
     /// Adds what another sum is worth on the wire, and clears it.
     __device__ __forceinline__ void take(unit_values& other) {
+        u32 w[words];
+        other.pack(w);
+        add(w, 1.0f);
 #pragma unroll
         for (i32 i = 0; i < count; ++i) {
-            v[i] += round_through<Config.type>(other.v[i]);
             other.v[i] = 0.0f;
         }
     }
     __device__ __forceinline__ void pack(u32 (&w)[words]) const {
 #pragma unroll
-        for (i32 p = 0; p < words / 2; ++p) {
+        for (i32 p = 0; p < words; ++p) {
             piece some;
 #pragma unroll
             for (i32 i = 0; i < piece::count; ++i) {
                 some.values[i] = v[p * piece::count + i];
             }
-            const uint2 packed = some.pack().v;
-            w[2 * p] = packed.x;
-            w[2 * p + 1] = packed.y;
+            w[p] = some.pack().v;
         }
     }
 };
+
+/// The elements of a word plus zero: none of them is -0 then.
+template <element Type>
+__device__ __forceinline__ u32 plus_zero(u32 word) {
+    if constexpr (Type == element::bf16) {
+        asm("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(word) : "r"(0x3f803f80), "r"(0));
+    } else if constexpr (Type == element::fp16) {
+        asm("fma.rn.f16x2 %0, %0, %1, %2;" : "+r"(word) : "r"(0x3c003c00), "r"(0));
+    } else {
+        word = __float_as_uint(__uint_as_float(word) + 0.0f);
+    }
+    return word;
+}
 
 /// A unit of the sum of this rank's rows of one token, rounded as it is on the wire. Called by whole warps: lane k has
 /// the row of entry k, `used` the lanes that have one. `weigh` gives the lane's weight, for which it may wait: the
@@ -82,6 +94,8 @@ __device__ __forceinline__ bool sum_own_rows(const gather_rank& own, i32 row, u3
     unit_values<Config> sum;
     float weight = 1.0f;
     bool ok = true;
+    const u8* own_row = static_cast<const u8*>(own.rows) + row * own.row_stride;
+    const auto at = packets::record.bytes_of(unit);
     u32 rest = used;
 #pragma unroll 1
     do {
@@ -89,11 +103,9 @@ __device__ __forceinline__ bool sum_own_rows(const gather_rank& own, i32 row, u3
         u32 now = rest;
 #pragma unroll
         for (i32 n = 0; n < batch; ++n) {
-            const i32 k = __ffs(static_cast<i32>(rest)) - 1;
-            const i64 at = __shfl_sync(full_warp, row, k & 31);
+            const u8* of = shuffle_row(own_row, __ffs(static_cast<i32>(rest)) - 1);
             if (rest != 0) {
-                load_words(static_cast<const u8*>(own.rows) + at * own.row_stride, packets::record.bytes_of(unit),
-                           packets::record.row_bytes, Wide, rows[n]);
+                load_words(of, at, packets::record.row_bytes, Wide, rows[n]);
             }
             rest &= rest - 1;
         }
@@ -110,10 +122,11 @@ __device__ __forceinline__ bool sum_own_rows(const gather_rank& own, i32 row, u3
             now &= now - 1;
         }
     } while (rest != 0);
-    // A partial sum starts at +0, so that none is -0.
-    unit_values<Config> total;
-    total.take(sum);
-    total.pack(result);
+    sum.pack(result);
+#pragma unroll
+    for (u32& word : result) {
+        word = plus_zero<Config.type>(word);
+    }
     return ok;
 }
 
@@ -122,8 +135,8 @@ __device__ __forceinline__ bool sum_rows(const ll_combine_args& args, i32 row, u
                                          u32 (&result)[sum_packets<Config>::words]) {
     // On the flat layout a rank has one row of the token, which several entries name.
     const u32 rows = args.layout == row_layout::flat ? used & (0u - used) : used;
-    return args.vector_bytes >= 8 ? sum_own_rows<Config, true>(args.own, row, rows, unit, weigh, result)
-                                  : sum_own_rows<Config, false>(args.own, row, rows, unit, weigh, result);
+    return args.vector_bytes == 16 ? sum_own_rows<Config, true>(args.own, row, rows, unit, weigh, result)
+                                   : sum_own_rows<Config, false>(args.own, row, rows, unit, weigh, result);
 }
 
 /// The weights of lines of this step.
@@ -235,7 +248,7 @@ __device__ inline void send_sums(const ll_combine_args& args, const packet_step&
             }
             if (unit < packets::units) {
                 u8* to = record_at(args.sums, args.link, at.parity(), source, position, packets::record.bytes());
-                send_packets<2>(to + unit * packet_size, packets::plane, at.step, words);
+                send_packets<sum_record::unit_packets>(to + unit * packet_size, packets::plane, at.step, words);
             }
         }
         n -= (end - before) * packets::parts;
@@ -277,7 +290,7 @@ __device__ __forceinline__ partial_sums order_partials(const ll_combine_args& ar
             out.place += other < out.host || (other == out.host && j < lane) ? 1 : 0;
         }
     } else {
-        out.host = lane;
+        out.host = 0;
         out.place = __popc(firsts & ((1u << lane) - 1));
     }
     out.place = first ? out.place : -1;
@@ -294,6 +307,7 @@ __device__ __forceinline__ bool sum_partials(const ll_combine_args& args, const 
     unit_values<Config> total;
     unit_values<Config> host_total;
     bool ok = true;
+    bool several_hosts = false;
     i32 last_host = 0;
 #pragma unroll 1
     for (i32 n = 0; n < partials.count; ++n) {
@@ -301,16 +315,16 @@ __device__ __forceinline__ bool sum_partials(const ll_combine_args& args, const 
         const i32 source = __shfl_sync(full_warp, partials.source, k);
         const i32 position = __shfl_sync(full_warp, partials.position, k);
         const i32 host = __shfl_sync(full_warp, partials.host, k);
-        if (host != last_host) {
+        if (n != 0 && host != last_host) {
             total.take(host_total);
+            several_hosts = true;
         }
         last_host = host;
         u32 arrived[packets::words] = {};
         if (source != args.link.me && unit < packets::units && ok) {
-            const u8* record =
-                record_from(args.sums, args.link, at.parity(), source, position, packets::record.bytes());
-            ok = await_packets<2>(record + unit * packet_size, packets::plane, args.link, source, at.step,
-                                  lane_op::combine, arrived);
+            u8* record = record_from(args.sums, args.link, at.parity(), source, position, packets::record.bytes());
+            ok = take_packets<sum_record::unit_packets>(record + unit * packet_size, packets::plane, args.link, source,
+                                                        at.step, lane_op::combine, arrived);
         }
 #pragma unroll
         for (i32 w = 0; w < packets::words; ++w) {
@@ -318,8 +332,12 @@ __device__ __forceinline__ bool sum_partials(const ll_combine_args& args, const 
         }
         host_total.add(arrived, 1.0f);
     }
-    total.take(host_total);
-    total.pack(words);
+    if (several_hosts) {
+        total.take(host_total);
+        total.pack(words);
+    } else {
+        host_total.pack(words);
+    }
     return ok;
 }
 
@@ -367,12 +385,12 @@ __device__ inline void finish_tokens(const ll_combine_args& args, const packet_s
             return;
         }
         store_words(static_cast<u8*>(args.own.output) + static_cast<i64>(token) * args.own.output_stride,
-                    packets::record.bytes_of(unit), packets::record.row_bytes, args.vector_bytes >= 8, words);
+                    packets::record.bytes_of(unit), packets::record.row_bytes, args.vector_bytes == 16, words);
     }
 }
 
 template <gather_config Config>
-__global__ void __launch_bounds__(Config.threads, max_of(1, 640 / Config.threads))
+__global__ void __launch_bounds__(Config.threads, max_of(1, 512 / Config.threads))
     ll_combine_kernel(const __grid_constant__ ll_combine_args args) {
     __shared__ packet_step step;
     const i32 block = static_cast<i32>(blockIdx.x);

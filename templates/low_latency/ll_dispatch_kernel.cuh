@@ -2,7 +2,7 @@
 // Dispatch of few tokens between ranks that store into each other's windows: rows travel as packets that announce
 // themselves, straight from the caller's input and straight to their places.
 //
-// Cost model: a row crosses once a rank in 4/3 of its bytes; one flight over the link, no flag and no round of steps.
+// Cost model: a row crosses once a rank in 16/15 of its bytes; one flight over the link, no flag and no round of steps.
 // Launches: 1. SMs: a block for each part of a token's row and of an arriving line's, up to what fits: an SM stores 46
 // GB/s into a peer's memory, so a row of 14 KiB leaves one in 0.4 us and four in 0.1. Senders come first in the grid
 // and wait for nothing in it; receivers wait for the peers' senders. A dispatch that follows its plan goes by what that

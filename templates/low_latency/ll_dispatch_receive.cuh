@@ -11,31 +11,32 @@ namespace epjit::templates {
 /// Receives what travels beside the row of the line at `position`. By one warp.
 template <scatter_config Config>
 __device__ inline bool receive_tail(const ll_dispatch_args& args, const own_rank_phase& phase, token_entries& t,
-                                    const u8* record, u32 step, i32 position) {
+                                    u8* record, u32 step, i32 position) {
     using packets = row_packets<Config>;
     const i32 lane = static_cast<i32>(lane_idx());
+    constexpr i32 tail_words = payload_words(1);
     const bool keeps = args.kept.weights != nullptr;
     const bool weights = keeps || args.own.row_weights != nullptr || args.own.local_weights != nullptr;
     bool ok = true;
     if (weights || Config.scales != group_scale::none) {
 #pragma unroll 1
         for (i32 first = 0; first < packets::record.tail_packets(); first += 32) {
-            u32 words[packet_words] = {};
+            u32 words[tail_words] = {};
             if (first + lane < packets::record.tail_packets()) {
-                ok = await_packets<1>(record + packets::tail + (first + lane) * packet_size, 0, args.link,
-                                      t.source_rank, step, lane_op::dispatch, words) &&
+                ok = take_packets<1>(record + packets::tail + (first + lane) * packet_size, 0, args.link, t.source_rank,
+                                     step, lane_op::dispatch, words) &&
                      ok;
             }
             const i32 mine = packets::scale_words_of_row + lane;  // the word that is this lane's weight
-            const i32 holder = mine / packet_words - first;
+            const i32 holder = mine / tail_words - first;
 #pragma unroll
-            for (i32 n = 0; n < packet_words; ++n) {
+            for (i32 n = 0; n < tail_words; ++n) {
                 const u32 word = __shfl_sync(full_warp, words[n], holder & 31);
-                if (lane < Config.topk && holder >= 0 && holder < 32 && mine % packet_words == n) {
+                if (lane < Config.topk && holder >= 0 && holder < 32 && mine % tail_words == n) {
                     t.weight = __uint_as_float(word);
                 }
                 if constexpr (Config.scales != group_scale::none) {
-                    store_scale_words<Config>(args, t, (first + lane) * packet_words + n, words[n]);
+                    store_scale_words<Config>(args, t, (first + lane) * tail_words + n, words[n]);
                 }
             }
         }
@@ -105,8 +106,7 @@ template <scatter_config Config>
 __device__ __forceinline__ bool receive_line(const ll_dispatch_args& args, const own_rank_phase& phase,
                                              const packet_step& at, token_entries& t, i32 position, i32 part) {
     using packets = row_packets<Config>;
-    const u8* record =
-        record_from(args.rows, args.link, at.parity(), t.source_rank, t.source_token, packets::record.bytes());
+    u8* record = record_from(args.rows, args.link, at.parity(), t.source_rank, t.source_token, packets::record.bytes());
     if (threadIdx.x >= packets::unit_threads) {
         return part != 0 || receive_tail<Config>(args, phase, t, record, at.step, position);
     }
@@ -114,8 +114,8 @@ __device__ __forceinline__ bool receive_line(const ll_dispatch_args& args, const
     u32 words[packets::words] = {};
     bool ok = true;
     if (unit < packets::units) {
-        ok = await_packets<4>(record + unit * packet_size, packets::plane, args.link, t.source_rank, at.step,
-                              lane_op::dispatch, words);
+        ok = take_packets<row_record::unit_packets>(record + unit * packet_size, packets::plane, args.link,
+                                                    t.source_rank, at.step, lane_op::dispatch, words);
     }
     if (!__all_sync(full_warp, ok)) {
         return false;
@@ -124,11 +124,17 @@ __device__ __forceinline__ bool receive_line(const ll_dispatch_args& args, const
     return true;
 }
 
-/// Receives parts of the peers' lines: numbers `first`, `first + step`, ... of all lines' parts. False: the plan in
-/// front did not tell all of them; of a warp.
+/// Where a warp is in the peers' lines: part `n` of those of source number `r`. What lies before has been taken.
+struct line_walk {
+    i32 r;
+    i32 n;
+};
+
+/// Receives parts of the peers' lines: numbers `n`, `n + step`, ... of all lines' parts. False: the plan in front did
+/// not tell all of them; of a warp, which goes on from there.
 template <scatter_config Config>
 __device__ inline bool receive_lines(const ll_dispatch_args& args, const own_rank_phase& phase,
-                                     const packet_step& shared, bool early, i32 first, i32 step) {
+                                     const packet_step& shared, bool early, line_walk& walk, i32 step) {
     using packets = row_packets<Config>;
     packet_step at{};
     bool met = early;  // what the plan tells bears its step
@@ -138,10 +144,10 @@ __device__ inline bool receive_lines(const ll_dispatch_args& args, const own_ran
             return false;
         }
     }
-    i32 n = first;
+    i32& n = walk.n;
 #pragma unroll 1
-    for (i32 r = 1; r < args.link.num_ranks; ++r) {
-        const i32 source = peer_after(args.link, r);
+    for (; walk.r < args.link.num_ranks; ++walk.r) {
+        const i32 source = peer_after(args.link, walk.r);
         i32 lines = early ? 0 : args.list.line_first[source + 1] - args.list.line_first[source];
         bool known = met && !early;
 #pragma unroll 1
@@ -185,6 +191,7 @@ __device__ inline bool receive_lines(const ll_dispatch_args& args, const own_ran
 template <scatter_config Config>
 __device__ inline void receive_part(const ll_dispatch_args& args, const own_rank_phase& phase, packet_step& shared,
                                     i32 block) {
+    line_walk walk{1, block};
 #pragma unroll 1
     for (bool early = args.follows != 0;; early = false) {
         if (early) {
@@ -193,7 +200,7 @@ __device__ inline void receive_part(const ll_dispatch_args& args, const own_rank
             wait_for_kernel_before();
             learn_step(args.link, lane_area::row_packets, lane_op::dispatch, false, shared);
         }
-        const bool all = receive_lines<Config>(args, phase, shared, early, block, args.receivers);
+        const bool all = receive_lines<Config>(args, phase, shared, early, walk, args.receivers);
         if (!early) {
             return;
         }

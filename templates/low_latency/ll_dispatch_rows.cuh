@@ -23,26 +23,25 @@ struct own_rank_phase : scatter_head {
 
 template <scatter_config Config>
 struct row_packets {
-    static constexpr packet_record record = row_record(Config.hidden, Config.output, Config.scales, Config.topk);
+    static constexpr row_record record = row_record_of(Config.hidden, Config.output, Config.scales, Config.topk);
     static constexpr i32 units = record.units();
-    static constexpr i32 words = record.unit_words();
+    static constexpr i32 words = row_record::unit_words;
     static constexpr i64 plane = static_cast<i64>(units) * packet_size;
-    static constexpr i64 tail = plane * record.unit_packets;
+    static constexpr i64 tail = plane * row_record::unit_packets;
     static constexpr i32 unit_threads = row_unit_threads(Config.threads);
     static constexpr i32 parts = record.parts(unit_threads);  ///< of a row, each a block's
     static constexpr i32 scale_bytes_of_row = ceil_div(Config.hidden, scale_group) * scale_bytes(Config.scales);
     static constexpr i32 scale_words_of_row = scale_words(Config.hidden, Config.scales);
-    static_assert(record.unit_packets == 4);
 };
 
 /// Stores unit `unit` of a row at every place of this rank that `t` leads to. Called by whole warps.
 template <scatter_config Config>
 __device__ __forceinline__ void store_unit(const ll_dispatch_args& args, const token_entries& t, i32 unit,
                                            const u32 (&words)[row_packets<Config>::words]) {
-    const unit_bytes at = row_packets<Config>::record.bytes_of(unit);
+    const auto at = row_packets<Config>::record.bytes_of(unit);
+    u8* own_row = static_cast<u8*>(args.own.output) + t.entry.row * args.own.output_stride;
     for (u32 leaders = __ballot_sync(full_warp, t.leads); leaders != 0; leaders &= leaders - 1) {
-        const i32 row = __shfl_sync(full_warp, t.entry.row, __ffs(static_cast<i32>(leaders)) - 1);
-        store_words(static_cast<u8*>(args.own.output) + static_cast<i64>(row) * args.own.output_stride, at,
+        store_words(shuffle_row(own_row, __ffs(static_cast<i32>(leaders)) - 1), at,
                     row_packets<Config>::record.row_bytes, args.vector_bytes == 16, words);
     }
 }

@@ -21,6 +21,7 @@ template <scatter_config Config>
 __device__ inline void send_tail(const ll_dispatch_args& args, const own_rank_phase& phase, const token_entries& t,
                                  u32 away, u32 step, bool places) {
     using packets = row_packets<Config>;
+    constexpr i32 tail_words = payload_words(1);
     const i32 lane = static_cast<i32>(lane_idx());
     const u8* scales = nullptr;
     if constexpr (Config.scales != group_scale::none) {
@@ -29,10 +30,10 @@ __device__ inline void send_tail(const ll_dispatch_args& args, const own_rank_ph
     }
 #pragma unroll 1
     for (i32 first = 0; first < packets::record.tail_packets(); first += 32) {
-        u32 words[packet_words];
+        u32 words[tail_words];
 #pragma unroll
-        for (i32 n = 0; n < packet_words; ++n) {
-            const i32 word = (first + lane) * packet_words + n;
+        for (i32 n = 0; n < tail_words; ++n) {
+            const i32 word = (first + lane) * tail_words + n;
             const i32 k = word - packets::scale_words_of_row;
             const float weight = __shfl_sync(full_warp, t.weight, k & 31);
             words[n] = k >= 0 && k < Config.topk ? __float_as_uint(weight) : 0;
@@ -90,7 +91,8 @@ __device__ __forceinline__ bool await_entries(const ll_dispatch_args& args, i64 
 }
 
 /// Sends parts of rows: numbers `first`, `first + step`, ... of the tokens' parts. Each unit is read once and leaves
-/// for every rank that the pass serves and that wants it. False: not all of it could be done; of a warp.
+/// for every rank that the pass serves and that wants it. False: not all of it could be done; of a warp, and then no
+/// peer was served, unless the exchange has failed.
 template <scatter_config Config>
 __device__ inline bool send_tokens(const ll_dispatch_args& args, const own_rank_phase& phase, const packet_step& shared,
                                    const send_pass& pass, i32 first, i32 step) {
@@ -166,7 +168,7 @@ __device__ inline bool send_tokens(const ll_dispatch_args& args, const own_rank_
             const i32 peer = static_cast<i32>(__shfl_sync(full_warp, static_cast<u32>(t.entry.rank), k));
             u8* to = record_at(args.rows, args.link, at.parity(), peer, token, packets::record.bytes());
             if (unit < packets::units) {
-                send_packets<4>(to + unit * packet_size, packets::plane, at.step, words);
+                send_packets<row_record::unit_packets>(to + unit * packet_size, packets::plane, at.step, words);
             }
         }
         store_unit<Config>(args, here, unit, words);
@@ -181,11 +183,12 @@ __device__ inline void send_part(const ll_dispatch_args& args, const own_rank_ph
                                  i32 block) {
     // One call, so that there is one copy of the passes' code.
     send_pass pass{true, args.follows == 0, args.follows != 0};
+    bool sent = false;  // the peers have what this warp has for them; they take it once
 #pragma unroll 1
     for (;;) {
         if (!pass.early) {
             wait_for_kernel_before();
-            learn_step(args.link, lane_area::row_packets, lane_op::dispatch, pass.peers, shared);
+            learn_step(args.link, lane_area::row_packets, lane_op::dispatch, true, shared);
         } else if (pass.peers) {
             learn_early_step(args.link, lane_area::row_packets, args.early, args.sequence, true, shared);
         }
@@ -193,8 +196,9 @@ __device__ inline void send_part(const ll_dispatch_args& args, const own_rank_ph
         if (!pass.early) {
             return;
         }
+        sent = sent || all;
         if (__syncthreads_and(all ? 1 : 0) == 0) {
-            pass = {true, true, false};
+            pass = {!sent, true, false};
         } else if (pass.peers) {
             pass = {false, true, true};
         } else {

@@ -47,116 +47,168 @@ __device__ __forceinline__ u8* record_at(const packet_area& area, const rank_lin
     return link.peers[peer] + area.offset + record_offset(area, link, parity, link.me, number, record_bytes);
 }
 /// Where a record from `source` arrives.
-__device__ __forceinline__ const u8* record_from(const packet_area& area, const rank_link& link, i32 parity, i32 source,
-                                                 i32 number, i64 record_bytes) {
+__device__ __forceinline__ u8* record_from(const packet_area& area, const rank_link& link, i32 parity, i32 source,
+                                           i32 number, i64 record_bytes) {
     return area.own + record_offset(area, link, parity, source, number, record_bytes);
 }
 
-/// Payload of `Packets` packets, `plane` bytes apart, once all are of this step. False: the exchange has failed.
+/// Byte or half-word j of word i becomes number i of word j: what the fourths of a unit's packets hold, from the words
+/// they are parts of, and back.
+__device__ __forceinline__ void exchange_parts(u32 (&)[1]) {}
+__device__ __forceinline__ void exchange_parts(u32 (&w)[2]) {
+    const u32 low = __byte_perm(w[0], w[1], 0x5410);
+    w[1] = __byte_perm(w[0], w[1], 0x7632);
+    w[0] = low;
+}
+__device__ __forceinline__ void exchange_parts(u32 (&w)[4]) {
+    const u32 low[2] = {__byte_perm(w[0], w[1], 0x5140), __byte_perm(w[2], w[3], 0x5140)};
+    const u32 high[2] = {__byte_perm(w[0], w[1], 0x7362), __byte_perm(w[2], w[3], 0x7362)};
+    w[0] = __byte_perm(low[0], low[1], 0x5410);
+    w[1] = __byte_perm(low[0], low[1], 0x7632);
+    w[2] = __byte_perm(high[0], high[1], 0x5410);
+    w[3] = __byte_perm(high[0], high[1], 0x7632);
+}
+
+/// Payload of a unit's packets, `plane` bytes apart, once all are of this step; they are there no more then. False: the
+/// exchange has failed.
 template <i32 Packets>
-__device__ __forceinline__ bool await_packets(const u8* first, i64 plane, const rank_link& link, i32 source, u32 step,
-                                              lane_op op, u32 (&words)[Packets * packet_words]) {
+__device__ __forceinline__ bool take_packets(u8* first, i64 plane, const rank_link& link, i32 source, u32 step,
+                                             lane_op op, u32 (&words)[payload_words(Packets)]) {
+    const u32 tag = packet_tag(Packets, step);
     const u64 start = global_time_ns();
 #pragma unroll 1
     for (u32 spin = 1;; ++spin) {
         uint4 seen[Packets];
-        bool here = true;
+        u32 fourths[Packets];
 #pragma unroll
         for (i32 n = 0; n < Packets; ++n) {
             seen[n] = ld_relaxed_sys_128(first + n * plane);
         }
 #pragma unroll
         for (i32 n = 0; n < Packets; ++n) {
-            here = here && seen[n].w == step;
             words[3 * n] = seen[n].x;
             words[3 * n + 1] = seen[n].y;
             words[3 * n + 2] = seen[n].z;
+            fourths[n] = seen[n].w;
         }
-        if (here) {
-            return true;
+        exchange_parts(fourths);
+        if (fourths[Packets - 1] == tag) {
+#pragma unroll
+            for (i32 n = 0; n < Packets - 1; ++n) {
+                words[3 * Packets + n] = fourths[n];
+            }
+            break;
         }
         if (spin % 64 == 0 && !keep_waiting(link, source, step, op, start)) {
             return false;
         }
     }
+    if constexpr (Packets > 1) {
+#pragma unroll
+        for (i32 n = 0; n < Packets; ++n) {
+            reinterpret_cast<u32*>(first + n * plane)[3] = 0;
+        }
+    }
+    return true;
 }
 
 template <i32 Packets>
 __device__ __forceinline__ void send_packets(u8* first, i64 plane, u32 step,
-                                             const u32 (&words)[Packets * packet_words]) {
+                                             const u32 (&words)[payload_words(Packets)]) {
+    u32 fourths[Packets];
 #pragma unroll
     for (i32 n = 0; n < Packets; ++n) {
-        st_relaxed_sys_128(first + n * plane, uint4{words[3 * n], words[3 * n + 1], words[3 * n + 2], step});
+        fourths[n] = n == Packets - 1 ? packet_tag(Packets, step) : words[min_of(3 * Packets + n, 4 * Packets - 2)];
+    }
+    exchange_parts(fourths);
+#pragma unroll
+    for (i32 n = 0; n < Packets; ++n) {
+        st_relaxed_sys_128(first + n * plane, uint4{words[3 * n], words[3 * n + 1], words[3 * n + 2], fourths[n]});
     }
 }
 
-/// The `Words` words of a unit of a row, zeros beyond its end. `wide`: the row allows accesses of a piece, and its
-/// length too.
-template <i32 Words>
-__device__ __forceinline__ void load_words(const u8* row, const unit_bytes& at, i32 row_bytes, bool wide,
-                                           u32 (&words)[Words]) {
-    constexpr i32 piece = Words / packet_words * 4;
+/// What packets say of rows is read once: kept out of the L1, as ld_streaming_16.
+__device__ __forceinline__ uint2 ld_streaming_8(const void* p) {
+    uint2 v;
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ u32 ld_streaming_4(const void* p) {
+    u32 v;
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+/// Lane `lane`'s row, modulo 32. Called by whole warps: each lane finds its own row once.
+template <class Byte>
+__device__ __forceinline__ Byte* shuffle_row(Byte* row, i32 lane) {
+    return reinterpret_cast<Byte*>(__shfl_sync(full_warp, reinterpret_cast<u64>(row), lane & 31));
+}
+
+/// The words of a unit of a row; beyond its end anything. `wide`: the row allows accesses of 16 bytes, and its length
+/// too.
+template <i32 Packets>
+__device__ __forceinline__ void load_words(const u8* row, const unit_bytes<Packets>& at, i32 row_bytes, bool wide,
+                                           u32 (&words)[payload_words(Packets)]) {
+    constexpr i32 count = payload_words(Packets);
     if (wide) {
 #pragma unroll
-        for (i32 n = 0; n < packet_words; ++n) {
-            packet<piece> p{};
-            if (at.first + n * at.stride < row_bytes) {
-                p = load_packet<piece>(row + at.first + n * at.stride);
-            }
-            struct pieces {
-                u32 v[piece / 4];
-            };
-            const pieces w = __builtin_bit_cast(pieces, p);
-#pragma unroll
-            for (i32 i = 0; i < piece / 4; ++i) {
-                words[n * (piece / 4) + i] = w.v[i];
-            }
+        for (i32 n = 0; n < Packets - 1; ++n) {
+            const uint4 v = ld_streaming_16(row + min_of(at.wide(n), row_bytes - 16));
+            words[4 * n] = v.x;
+            words[4 * n + 1] = v.y;
+            words[4 * n + 2] = v.z;
+            words[4 * n + 3] = v.w;
         }
+        const uint2 v = ld_streaming_8(row + min_of(at.eight(), row_bytes - 8));
+        words[count - 3] = v.x;
+        words[count - 2] = v.y;
+        words[count - 1] = ld_streaming_4(row + min_of(at.four(), row_bytes - 4));
         return;
     }
 #pragma unroll 1
-    for (i32 i = 0; i < Words * 4; i += 4) {
-        const i32 first = at.first + i / piece * at.stride + i % piece;
+    for (i32 i = 0; i < count; ++i) {
+        const i32 first = at.word(i);
         u32 word = 0;
 #pragma unroll 1
         for (i32 b = 0; b < 4 && first + b < row_bytes; ++b) {
             word |= static_cast<u32>(row[first + b]) << 8 * b;
         }
 #pragma unroll
-        for (i32 n = 0; n < Words; ++n) {
-            words[n] = n * 4 == i ? word : words[n];
+        for (i32 n = 0; n < count; ++n) {
+            words[n] = n == i ? word : words[n];
         }
     }
 }
 
 /// The other way.
-template <i32 Words>
-__device__ __forceinline__ void store_words(u8* row, const unit_bytes& at, i32 row_bytes, bool wide,
-                                            const u32 (&words)[Words]) {
-    constexpr i32 piece = Words / packet_words * 4;
+template <i32 Packets>
+__device__ __forceinline__ void store_words(u8* row, const unit_bytes<Packets>& at, i32 row_bytes, bool wide,
+                                            const u32 (&words)[payload_words(Packets)]) {
+    constexpr i32 count = payload_words(Packets);
     if (wide) {
 #pragma unroll
-        for (i32 n = 0; n < packet_words; ++n) {
-            if (at.first + n * at.stride < row_bytes) {
-                struct pieces {
-                    u32 v[piece / 4];
-                } w;
-#pragma unroll
-                for (i32 i = 0; i < piece / 4; ++i) {
-                    w.v[i] = words[n * (piece / 4) + i];
-                }
-                store_packet<piece>(row + at.first + n * at.stride, __builtin_bit_cast(packet<piece>, w));
+        for (i32 n = 0; n < Packets - 1; ++n) {
+            if (at.wide(n) < row_bytes) {
+                *reinterpret_cast<uint4*>(row + at.wide(n)) =
+                    uint4{words[4 * n], words[4 * n + 1], words[4 * n + 2], words[4 * n + 3]};
             }
+        }
+        if (at.eight() < row_bytes) {
+            *reinterpret_cast<uint2*>(row + at.eight()) = uint2{words[count - 3], words[count - 2]};
+        }
+        if (at.four() < row_bytes) {
+            *reinterpret_cast<u32*>(row + at.four()) = words[count - 1];
         }
         return;
     }
 #pragma unroll 1
-    for (i32 i = 0; i < Words * 4; i += 4) {
-        const i32 first = at.first + i / piece * at.stride + i % piece;
+    for (i32 i = 0; i < count; ++i) {
+        const i32 first = at.word(i);
         u32 word = 0;
 #pragma unroll
-        for (i32 n = 0; n < Words; ++n) {
-            word = n * 4 == i ? words[n] : word;
+        for (i32 n = 0; n < count; ++n) {
+            word = n == i ? words[n] : word;
         }
 #pragma unroll 1
         for (i32 b = 0; b < 4 && first + b < row_bytes; ++b) {

@@ -34,8 +34,8 @@ __device__ void publish_plan(const gathered_plan_args& args, const gathered_shar
     }
 }
 
-/// Whether the host is told of a static plan before its rows are placed: memory of the host takes its time, which a
-/// kernel that follows would wait for. What is dropped is the only thing that it does not know by then.
+/// Whether the host is told of a static plan right behind its places, before the kernel's last part: memory of the host
+/// takes its time, which a kernel that follows would wait for. What is dropped it may not know by then.
 __device__ __forceinline__ bool tells_early(const gathered_plan_args& args) {
     return args.at_once != 0 && args.host_counts == nullptr;
 }

@@ -93,7 +93,8 @@ part_memcheck() {
         --gtest_filter='each/real_ranks.random_layers*'
 }
 part_graphs() {
-    suite graphs 120 '*real_ranks.graphs*' EPJIT_EXCHANGES=lsa,sendrecv,hybrid
+    # Four ranks on two GPUs take turns at every step.
+    suite graphs 300 '*real_ranks.graphs*' EPJIT_EXCHANGES=lsa,sendrecv,hybrid
 }
 part_memory() {
     suite memory_lsa 200 '*real_ranks.memory*' EPJIT_EXCHANGES=lsa EPJIT_RANKS=2 EPJIT_GPU_ITERATIONS=10000
