@@ -27,7 +27,6 @@ EPJIT_SHARED constexpr u32 packet_tag(i32 packets, u32 step) {
 /// those of the neighbours, so that the threads of a warp, a unit each, read and write whole sectors.
 template <i32 Packets>
 struct unit_bytes {
-    static constexpr i32 words = payload_words(Packets);
     i32 first;       ///< of the neighbours' bytes
     i32 neighbours;  ///< units that share them
     i32 number;      ///< among those
