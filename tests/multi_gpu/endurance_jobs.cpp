@@ -31,7 +31,15 @@ constexpr fixed_shape mixed_shapes[] = {
     {136, 17, 1, 1, dtype::bf16, layout::masked, mode::exact, reduction::per_rank},
     // Its kernels fill the GPU: two of them that wait for peers find no room beside each other.
     {256, 16, 4, 1500, dtype::bf16, layout::expert_major, mode::fixed, reduction::per_rank},
+    // Its packets' tags come round again and again, on lines that others have used in between.
+    {1024, 32, 8, 24, dtype::bf16, layout::masked, mode::fixed, reduction::per_rank, true, true},
 };
+
+exchange_config config_of(const problem& job, const fixed_shape& s, exchange_kind kind) {
+    exchange_config config = tools::config_of(job, kind);
+    config.ll_max_tokens_per_rank = s.low_latency ? config.max_tokens_per_rank : 0;
+    return config;
+}
 
 /// An exchange with a layer on it that is run again and again.
 struct fixed_run {
@@ -41,7 +49,7 @@ struct fixed_run {
     fixed_run(rank_world& world, const fixed_shape& s, exchange_kind kind, std::uint64_t seed,
               std::shared_ptr<tools::memory_space> on)
         : job(make_fixed(s, world.ranks(), seed)),
-          ex(world.make_exchange(tools::config_of(job, kind))),
+          ex(world.make_exchange(config_of(job, s, kind))),
           memory(std::move(on)),
           layer(ex, *memory, job, options()) {
         ex.prepare();
@@ -162,7 +170,7 @@ void create_destroy_job(rank_world& world, const job_settings& settings, job_rep
 void graph_job(rank_world& world, const job_settings& settings, job_report& report) {
     constexpr int variants = 6;
     constexpr std::int64_t check_each = 25;
-    fixed_shape shapes[] = {mixed_shapes[0], mixed_shapes[2]};
+    fixed_shape shapes[] = {mixed_shapes[0], mixed_shapes[2], *std::prev(std::end(mixed_shapes))};
     for (const fixed_shape& s : shapes) {
         fixed_run graphed(world, s, settings.exchange, settings.seed);
         // Another exchange on the same stream: nobody but the caller can order replays on different ones.

@@ -18,6 +18,7 @@ struct fixed_shape {
     epjit::mode mode = mode::fixed;
     epjit::reduction reduction = reduction::per_rank;
     bool weigh_combine = true;
+    bool low_latency = false;  ///< `tokens` is the exchange's ll_max_tokens_per_rank
 };
 
 /// Every rank brings `tokens` tokens (rank r r fewer, at least one); capacities that are always enough. The seed gives
