@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <ostream>
 #include <string>
 #include <utility>
 
@@ -23,7 +24,24 @@ inline constexpr std::int64_t first_fault_limit_ms = 4000;
 /// What a survivor needs beyond the limit: NCCL's own abort, the watchdog's tick, the wait for the calls of others.
 inline constexpr std::int64_t fault_grace_ms = 8000;
 
-class faults : public ::testing::TestWithParam<exchange_kind> {
+/// An exchange, and a way to use it: what its exchanges and layers have beside what a scenario gives them.
+struct fault_case {
+    fault_case(exchange_kind k) : kind(k), label(name(k)) {}  // NOLINT(google-explicit-constructor): most have no more
+    fault_case(exchange_kind k, std::string of, std::string exchange_options, std::string layer_options)
+        : kind(k), label(std::move(of)), exchange(std::move(exchange_options)), layer(std::move(layer_options)) {}
+
+    exchange_kind kind;
+    std::string label;
+    std::string exchange;
+    std::string layer;
+
+    friend void PrintTo(const fault_case& one, std::ostream* out) { *out << one.label; }
+};
+inline std::string label_of(const ::testing::TestParamInfo<fault_case>& one) {
+    return one.param.label;
+}
+
+class faults : public ::testing::TestWithParam<fault_case> {
    protected:
     void SetUp() override {
         if (!no_gpu_reason().empty()) {
@@ -32,11 +50,11 @@ class faults : public ::testing::TestWithParam<exchange_kind> {
         if (gpu_runtime().state().driver()->num_devices < 2) {
             GTEST_SKIP() << "needs two GPUs";
         }
-        if (!host::built_exchanges.has(GetParam())) {
-            GTEST_SKIP() << "exchange " << name(GetParam()) << " is not in this version";
+        if (!host::built_exchanges.has(GetParam().kind)) {
+            GTEST_SKIP() << "exchange " << name(GetParam().kind) << " is not in this version";
         }
         if (const char* wanted = std::getenv("EPJIT_EXCHANGES"); wanted != nullptr && *wanted != '\0') {
-            if (fmt::format(",{},", wanted).find(fmt::format(",{},", name(GetParam()))) == std::string::npos) {
+            if (fmt::format(",{},", wanted).find(fmt::format(",{},", name(GetParam().kind))) == std::string::npos) {
                 GTEST_SKIP() << "EPJIT_EXCHANGES=" << wanted;
             }
         }
@@ -47,16 +65,19 @@ class faults : public ::testing::TestWithParam<exchange_kind> {
                 {{"EPJIT_WAIT_TIMEOUT_MS", std::to_string(fault_limit_ms)},
                  {"EPJIT_FIRST_WAIT_TIMEOUT_MS", std::to_string(first_fault_limit_ms)}}};
     }
-    [[nodiscard]] static bool stores() { return GetParam() == exchange_kind::lsa; }
+    [[nodiscard]] static bool stores() { return GetParam().kind == exchange_kind::lsa; }
     [[nodiscard]] static std::string exchange_line(const std::string& id, const std::string& more = {}) {
-        return fmt::format("exchange {} kind={} {}", id, name(GetParam()), more);
+        return fmt::format("exchange {} kind={} {} {}", id, name(GetParam().kind), GetParam().exchange, more);
+    }
+    [[nodiscard]] static std::string layer_line(const std::string& id, const std::string& more = {}) {
+        return fmt::format("layer {} {} {}", id, GetParam().layer, more);
     }
     /// Connected, with exchange 0 and layer 0 on it, which has run once: the short limit holds from here on.
     static void begin(scripted_ranks& ranks, const std::string& exchange_options = {},
                       const std::string& layer_options = {}) {
         ranks.all("connect", 120'000);
         ranks.all(exchange_line("0", exchange_options), 120'000);
-        ranks.all("layer 0 " + layer_options);
+        ranks.all(layer_line("0", layer_options));
         ranks.all("whole 0");
         ranks.all("check 0");
     }

@@ -210,7 +210,7 @@ TEST_P(faults_calls, eight_free_sms_are_enough) {
 
 INSTANTIATE_TEST_SUITE_P(each, faults_calls,
                          ::testing::Values(exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense),
-                         [](const auto& one) { return std::string(name(one.param)); });
+                         label_of);
 
 }  // namespace
 }  // namespace epjit::tests

@@ -88,7 +88,7 @@ TEST_P(faults_hosts, a_config_that_differs_on_one_rank_is_named_on_all) {
 }
 
 INSTANTIATE_TEST_SUITE_P(each, faults_hosts, ::testing::Values(exchange_kind::hybrid, exchange_kind::sendrecv),
-                         [](const auto& one) { return std::string(name(one.param)); });
+                         label_of);
 
 }  // namespace
 }  // namespace epjit::tests

@@ -84,7 +84,7 @@ TEST_P(faults_peers, one_that_destroys_its_exchange_during_work_leaves_no_one_ha
     }
     ranks.all("drop_exchange 0", first_fault_limit_ms + 2 * fault_grace_ms);
     ranks.all(exchange_line("1"), 120'000);
-    ranks.all("layer 1 on=1 seed=2");
+    ranks.all(layer_line("1", "on=1 seed=2"));
     ranks.all("whole 1");
     ranks.all("check 1");
     // One alone: the other, which goes on, is told.
@@ -104,7 +104,9 @@ TEST_P(faults_peers, a_graph_of_61_layers_drains_within_one_limit) {
     scripted_ranks ranks = two_ranks();
     begin(ranks);
     ranks.all("record 0 layers=61");
-    ranks.all("replay 0");
+    for (int i = 0; i < 3; ++i) {
+        ranks.all("replay 0");
+    }
     ranks.all("sync 0");
     ranks.all("check 0");
     ranks.child(1).signal(SIGSTOP);
@@ -143,14 +145,19 @@ TEST_P(faults_peers, an_exchange_is_rebuilt_after_a_failure) {
         ranks.all("connect", 120'000);  // the communicator was aborted with the exchange
     }
     ranks.all(exchange_line("1"), 120'000);
-    ranks.all("layer 1 on=1 seed=7");
+    ranks.all(layer_line("1", "on=1 seed=7"));
     ranks.all("whole 1");
     ranks.all("check 1");
 }
 
-INSTANTIATE_TEST_SUITE_P(each, faults_peers,
-                         ::testing::Values(exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense),
-                         [](const auto& one) { return std::string(name(one.param)); });
+INSTANTIATE_TEST_SUITE_P(
+    each, faults_peers,
+    ::testing::Values(fault_case(exchange_kind::lsa),
+                      fault_case(exchange_kind::lsa, "lsa_low_latency", "ll_max_tokens_per_rank=64", "layout=masked"),
+                      // Few and short rows, which the cost model sends straight on every layout.
+                      fault_case(exchange_kind::lsa, "lsa_windows", "window_rows=2048", "window=1"),
+                      fault_case(exchange_kind::sendrecv), fault_case(exchange_kind::dense)),
+    label_of);
 
 }  // namespace
 }  // namespace epjit::tests

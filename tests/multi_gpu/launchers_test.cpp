@@ -44,14 +44,14 @@ class launchers : public faults {
         }
         for (const char* more : {"", " --mode static --graph --iters 20"}) {
             const std::string command = fmt::format("timeout -k 10 240 {} {} run --exchange {} --check --json{}",
-                                                    launcher, epjit, name(GetParam()), more);
+                                                    launcher, epjit, name(GetParam().kind), more);
             SCOPED_TRACE(command);
             const auto [text, status] = run_shell(command);
             EXPECT_EQ(status, 0);
             const auto seen = nlohmann::json::parse(text, nullptr, false);
             ASSERT_TRUE(seen.is_object()) << "not one object: " << text;
             EXPECT_TRUE(seen.value("ok", false)) << text;
-            EXPECT_EQ(seen.value("exchange", ""), name(GetParam()));
+            EXPECT_EQ(seen.value("exchange", ""), name(GetParam().kind));
             EXPECT_GT(seen.value("checked_rows", 0), 0);
             EXPECT_EQ(seen.value("mismatched_rows", -1), 0);
         }
@@ -86,11 +86,10 @@ TEST_P(launchers_of_hosts, torchrun_starts_four_ranks_that_nccl_takes_for_two_ho
                     next_port()));
 }
 
-INSTANTIATE_TEST_SUITE_P(each, launchers_of_hosts, ::testing::Values(exchange_kind::hybrid),
-                         [](const auto& one) { return std::string(name(one.param)); });
+INSTANTIATE_TEST_SUITE_P(each, launchers_of_hosts, ::testing::Values(exchange_kind::hybrid), label_of);
 INSTANTIATE_TEST_SUITE_P(each, launchers,
                          ::testing::Values(exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense),
-                         [](const auto& one) { return std::string(name(one.param)); });
+                         label_of);
 
 }  // namespace
 }  // namespace epjit::tests

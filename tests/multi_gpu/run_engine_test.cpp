@@ -16,7 +16,7 @@ class run_over_real_ranks : public faults {
         std::vector<tools::run_options> all;
         for (const layout l : {layout::expert_major, layout::flat, layout::masked}) {
             tools::run_options o;
-            o.exchange = GetParam();
+            o.exchange = GetParam().kind;
             o.layout = l;
             o.iters = 3;
             all.push_back(o);
@@ -49,7 +49,7 @@ TEST_P(run_over_real_ranks, every_process_of_a_launcher_reports_what_all_found) 
             const auto line = child.receive(in_ms(180'000));
             ASSERT_TRUE(line);
             EXPECT_EQ(line->substr(0, 5), "ok\t0\t") << *line;
-            EXPECT_NE(line->find(name(GetParam())), std::string::npos) << *line;
+            EXPECT_NE(line->find(name(GetParam().kind)), std::string::npos) << *line;
             first = first.empty() ? *line : first;
             EXPECT_EQ(*line, first);
         }
@@ -67,7 +67,7 @@ TEST_P(run_over_real_ranks, one_process_runs_a_thread_for_each_gpu) {
         o.ranks = 2;
         const tools::run_result r = tools::run_layer(gpu_runtime(), o);
         EXPECT_TRUE(r.ok) << r.first_mismatch;
-        EXPECT_EQ(r.exchange, GetParam());
+        EXPECT_EQ(r.exchange, GetParam().kind);
         EXPECT_EQ(r.ranks, 2);
         EXPECT_GE(r.checked_rows, 100U);
     }
@@ -75,7 +75,7 @@ TEST_P(run_over_real_ranks, one_process_runs_a_thread_for_each_gpu) {
 
 INSTANTIATE_TEST_SUITE_P(each, run_over_real_ranks,
                          ::testing::Values(exchange_kind::lsa, exchange_kind::sendrecv, exchange_kind::dense),
-                         [](const auto& one) { return std::string(name(one.param)); });
+                         label_of);
 
 }  // namespace
 }  // namespace epjit::tests

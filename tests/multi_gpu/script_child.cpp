@@ -166,6 +166,7 @@ class script {
         config.max_tokens_per_rank = c.number("max_tokens", 64);
         config.window_rows = c.number("window_rows", 0);
         config.staging_bytes = c.number("staging_bytes", 0);
+        config.ll_max_tokens_per_rank = c.number("ll_max_tokens_per_rank", 0);
         config.halves = c.number("halves", 0) != 0;
         auto made = std::make_unique<exchange>(world_->make_exchange(config));
         made->prepare();

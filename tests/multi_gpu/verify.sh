@@ -103,7 +103,7 @@ part_memory() {
 }
 part_faults() {
     for exchange in lsa sendrecv dense hybrid; do
-        suite "faults_$exchange" 150 "*faults*$exchange"
+        suite "faults_$exchange" 300 "*faults*/$exchange*"
     done
 }
 part_one() {
