@@ -91,6 +91,36 @@ TEST(sm_budget, two_lanes_leave_room_for_each_other) {
     }
 }
 
+TEST(sm_budget, few_blocks_send_what_waits_for_nothing) {
+    exchange_config config = rank_of_three::config_of_few();
+    config.ll_max_tokens_per_rank = max_tokens;
+    const seen_launches seen;
+    with_ranks(
+        [](rank_of_three& r) {
+            const dispatch_args d = r.dispatch();
+            for (const bool follows : {false, true}) {
+                dispatch_options options;
+                options.follows_plan = follows;
+                r.p = r.ex.make_plan({&r.args, 1}, r.options, nullptr);
+                r.ex.dispatch(r.p, {&d, 1}, options, nullptr);
+            }
+            const combine_args c = r.combine();
+            r.ex.combine(r.p, {&c, 1}, {}, nullptr);
+        },
+        [&] {
+            // Rank 0 has ten tokens, a part each, and up to twenty lines. The fake GPU has four SMs.
+            std::vector<int> senders;
+            for (const auto& a : seen.of_rank_0<kernels::ll_dispatch_args>("ll_dispatch_kernel")) {
+                senders.push_back(a.senders);
+            }
+            EXPECT_THAT(senders, testing::ElementsAre(4, 10)) << "one an SM, or beside its plan one a part";
+            for (const auto& a : seen.of_rank_0<kernels::ll_combine_args>("ll_combine_kernel")) {
+                EXPECT_EQ(a.senders, 6) << "three to two SMs";
+            }
+        },
+        nullptr, config);
+}
+
 TEST(sm_budget, of_expansion_without_one_of_sending_is_refused) {
     const variable compiler("EPJIT_NVRTC_LIBRARY", EPJIT_FAKE_NVRTC_A);
     const outcomes errors = run_ranks("2.30.7", num_ranks, [&](int, communicator& comm, runtime&) {
