@@ -24,6 +24,11 @@ inline constexpr std::int64_t first_fault_limit_ms = 4000;
 /// What a survivor needs beyond the limit: NCCL's own abort, the watchdog's tick, the wait for the calls of others.
 inline constexpr std::int64_t fault_grace_ms = 8000;
 
+/// Of an exchange and of a layer that dispatches straight into the peers' windows: the rows are few and short, so that
+/// the cost model sends them straight on every layout.
+inline constexpr const char* window_exchange = "window_rows=2048";
+inline constexpr const char* window_layer = "window=1";
+
 /// An exchange, and a way to use it: what its exchanges and layers have beside what a scenario gives them.
 struct fault_case {
     fault_case(exchange_kind k) : kind(k), label(name(k)) {}  // NOLINT(google-explicit-constructor): most have no more

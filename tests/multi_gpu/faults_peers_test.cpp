@@ -150,14 +150,13 @@ TEST_P(faults_peers, an_exchange_is_rebuilt_after_a_failure) {
     ranks.all("check 1");
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    each, faults_peers,
-    ::testing::Values(fault_case(exchange_kind::lsa),
-                      fault_case(exchange_kind::lsa, "lsa_low_latency", "ll_max_tokens_per_rank=64", "layout=masked"),
-                      // Few and short rows, which the cost model sends straight on every layout.
-                      fault_case(exchange_kind::lsa, "lsa_windows", "window_rows=2048", "window=1"),
-                      fault_case(exchange_kind::sendrecv), fault_case(exchange_kind::dense)),
-    label_of);
+INSTANTIATE_TEST_SUITE_P(each, faults_peers,
+                         ::testing::Values(fault_case(exchange_kind::lsa),
+                                           fault_case(exchange_kind::lsa, "lsa_low_latency",
+                                                      "ll_max_tokens_per_rank=64", "layout=masked"),
+                                           fault_case(exchange_kind::lsa, "lsa_windows", window_exchange, window_layer),
+                                           fault_case(exchange_kind::sendrecv), fault_case(exchange_kind::dense)),
+                         label_of);
 
 }  // namespace
 }  // namespace epjit::tests

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dispatches straight into the peers' windows that contradict each other, or have little room. The rows are few and
-// short, so that the cost model sends them straight on every layout.
+// Dispatches straight into the peers' windows that contradict each other, or have little room.
 #include "tests/multi_gpu/faults.hpp"
 
 namespace epjit::tests {
@@ -11,14 +10,12 @@ using ::testing::AnyOf;
 using ::testing::HasSubstr;
 
 constexpr std::int64_t patience_ms = first_fault_limit_ms + fault_grace_ms;
-constexpr const char* windows = "window_rows=2048";
-constexpr const char* into = "window=1";
 
 using faults_windows = faults;
 
 TEST_P(faults_windows, one_rank_that_dispatches_into_other_memory_is_a_named_error) {
     scripted_ranks ranks = two_ranks();
-    begin(ranks, windows, into);
+    begin(ranks, window_exchange, window_layer);
     ranks.tell(0, "layer 1 seed=3 window=1");
     ranks.tell(1, "layer 1 seed=3");
     EXPECT_TRUE(ranks.hear(0, 60'000).ok);
@@ -41,7 +38,7 @@ TEST_P(faults_windows, one_rank_that_dispatches_into_other_memory_is_a_named_err
 
 TEST_P(faults_windows, two_lanes_come_in_another_order_on_each_rank) {
     scripted_ranks ranks = two_ranks();
-    begin(ranks, "window_rows=2048 lanes=2", into);
+    begin(ranks, fmt::format("{} lanes=2", window_exchange), window_layer);
     ranks.all("layer a lane=0 seed=11 window=1");
     ranks.all("layer b lane=1 seed=12 window=1");
     for (int i = 0; i < 20; ++i) {

@@ -109,14 +109,18 @@ TEST(sm_budget, few_blocks_send_what_waits_for_nothing) {
         },
         [&] {
             // Rank 0 has ten tokens, a part each, and up to twenty lines. The fake GPU has four SMs.
-            std::vector<int> senders;
-            for (const auto& a : seen.of_rank_0<kernels::ll_dispatch_args>("ll_dispatch_kernel")) {
-                senders.push_back(a.senders);
-            }
-            EXPECT_THAT(senders, testing::ElementsAre(4, 10)) << "one an SM, or beside its plan one a part";
-            for (const auto& a : seen.of_rank_0<kernels::ll_combine_args>("ll_combine_kernel")) {
-                EXPECT_EQ(a.senders, 6) << "three to two SMs";
-            }
+            const auto senders = [](const auto& calls) {
+                std::vector<int> all;
+                for (const auto& a : calls) {
+                    all.push_back(a.senders);
+                }
+                return all;
+            };
+            EXPECT_THAT(senders(seen.of_rank_0<kernels::ll_dispatch_args>("ll_dispatch_kernel")),
+                        testing::ElementsAre(4, 10))
+                << "one an SM, or beside its plan one a part";
+            EXPECT_THAT(senders(seen.of_rank_0<kernels::ll_combine_args>("ll_combine_kernel")), testing::ElementsAre(6))
+                << "three to two SMs";
         },
         nullptr, config);
 }
