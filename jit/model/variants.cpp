@@ -61,17 +61,19 @@ std::int32_t row_threads(std::int64_t row_bytes, std::int32_t most) {
     return best;
 }
 
-/// Rows in flight of the bulk-copy kernel, 0 where it cannot exist: bulk copies come with sm_90, move
-/// multiples of 16 bytes and cannot convert. Two rows at least must fit, or nothing overlaps. Short rows want more
-/// of them: on an H200 48 rows of 4 KiB in flight took 45 us where 14 took 51 (docs/measurements.md).
-std::int32_t bulk_stages(target_arch arch, std::int64_t row_bytes, bool converts, std::int64_t beside = 0) {
+/// Rows in flight of the bulk-copy kernel, `stage_bytes` of shared memory each, 0 where it cannot exist: bulk copies
+/// come with sm_90, move multiples of 16 bytes and cannot convert. Two rows at least must fit, or nothing overlaps.
+/// Short rows want more of them: on an H200 48 rows of 4 KiB in flight took 45 us where 14 took 51
+/// (docs/measurements.md).
+std::int32_t bulk_stages(target_arch arch, std::int64_t row_bytes, bool converts, std::int64_t stage_bytes,
+                         std::int64_t beside = 0) {
     // Shared memory of a block: 227 KB on sm_90, sm_100, sm_103 and sm_110, 99 KB on sm_120 and sm_121, a little of it
     // for other things, of which `beside` more.
     const std::int64_t budget = (arch.number >= 120 ? 92 : 220) * 1024 - std::max<std::int64_t>(0, beside - 4096);
-    if (arch.number < 90 || converts || row_bytes % vector_bytes != 0 || 2 * row_bytes > budget) {
+    if (arch.number < 90 || converts || row_bytes % vector_bytes != 0 || 2 * stage_bytes > budget) {
         return 0;
     }
-    return static_cast<std::int32_t>(std::min<std::int64_t>(48, budget / row_bytes));
+    return static_cast<std::int32_t>(std::min<std::int64_t>(48, budget / stage_bytes));
 }
 
 void append_unique(std::vector<variant_spec>& list, const variant_spec& spec) {
@@ -235,7 +237,8 @@ variant_spec scatter_spec(target_arch arch, exchange_kind exchange, std::int32_t
     s.num_ranks = templates::arguments_for_ranks(num_ranks);
     s.topk = topk;
     s.threads = row_threads(row_bytes, 256);
-    s.stages = bulk_stages(arch, row_bytes, input != output);
+    s.stages = bulk_stages(arch, row_bytes, input != output,
+                           templates::bulk_stage_bytes(static_cast<std::int32_t>(row_bytes)));
     return s;
 }
 
@@ -282,11 +285,11 @@ variant_spec exchange_dispatch_spec(target_arch arch, std::int32_t num_ranks, st
     s.kind = kernel_kind::exchange_dispatch;
     s.threads = 0;
     const std::int64_t row_bytes = hidden * size_of(type);
-    s.stages = bulk_stages(arch,
+    s.stages = bulk_stages(arch, row_bytes, false,
                            templates::dispatch_stage_bytes(
                                static_cast<templates::i32>(row_bytes),
                                templates::bulk_scale_bytes(hidden, static_cast<templates::group_scale>(scales)), topk),
-                           false, templates::dispatch_static_bytes(s.num_ranks));
+                           templates::dispatch_static_bytes(s.num_ranks));
     // A warp waits for a line's place and flag before it moves the row: several share the stages, three each.
     s.movers = std::clamp(s.stages / 3, 1, 8);
     return s;
@@ -307,7 +310,7 @@ variant_spec exchange_combine_spec(target_arch arch, std::int32_t num_ranks, std
     // Rows through shared memory: two of them are for sums, and a few must be on their way.
     constexpr std::int32_t fewest_stages = 6;
     if (const std::int32_t stages =
-            bulk_stages(arch, row_bytes, false, templates::combine_static_bytes(s.num_ranks, topk));
+            bulk_stages(arch, row_bytes, false, row_bytes, templates::combine_static_bytes(s.num_ranks, topk));
         stages >= fewest_stages && hidden <= templates::most_ring_hidden) {
         s.stages = stages;
         // Short rows: several sums at a time, or what each costs besides its rows shows.

@@ -152,6 +152,16 @@ __device__ __forceinline__ uint4 ld_streaming_16(const void* p) {
                  : "memory");
     return v;
 }
+__device__ __forceinline__ uint2 ld_streaming_8(const void* p) {
+    uint2 v;
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ u32 ld_streaming_4(const void* p) {
+    u32 v;
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
 
 /// Of a kernel that was launched before the one in front of it on the stream has ended: waits for that end. Nothing
 /// where it was launched in the ordinary way.

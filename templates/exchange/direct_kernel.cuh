@@ -266,7 +266,7 @@ __device__ void send_directly(const Args& args, u8* memory, u64* barriers, u32 s
         phase.ranks = args.ranks;
         phase.list.lines = nullptr;
         phase.list.numbering = row_numbering::plan;
-        const i32 first = block * movers + warp;
+        const i32 first = warp * args.senders + block;  // what does not go round falls to one warp a block
         const i32 tokens_step = args.senders * movers;
         if (args.send_bytes == 16) {
             open = place_rows<Config>(args, phase, memory + warp * row_mover<Config>::ring_bytes,

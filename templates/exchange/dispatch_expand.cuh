@@ -275,7 +275,8 @@ __device__ __forceinline__ void expand_part(const Args& args, const dispatch_pha
         fill_unused_rows<Config>(args, block, blocks);
         return;
     }
-    const expand_walk walk(phase.list, block * movers + warp, blocks * movers);
+    // Numbered by warps first: of lines that do not go round no block gets two.
+    const expand_walk walk(phase.list, warp * blocks + block, blocks * movers);
     if (args.vector_bytes == 16) {
         u64* barriers = reinterpret_cast<u64*>(memory + movers * mover_type::ring_bytes);
         line_place* queues = reinterpret_cast<line_place*>(barriers + movers * mover_type::stages);

@@ -49,7 +49,7 @@ EPJIT_SHARED constexpr i32 dispatch_static_bytes(i32 num_ranks) {
 /// Dynamic shared memory of dispatch_kernel: the stages' rows with what travels beside them, a barrier and a line's
 /// place for each.
 EPJIT_SHARED constexpr i32 dispatch_stage_bytes(i32 row_bytes, i32 scale_bytes, i32 topk) {
-    return row_bytes + scale_bytes + dispatch_note_bytes(topk) + 8 + 8;
+    return bulk_stage_bytes(row_bytes + scale_bytes + dispatch_note_bytes(topk)) + 8 + 8;
 }
 EPJIT_SHARED constexpr i32 dispatch_shared_bytes(const scatter_config& c) {
     return c.stages * dispatch_stage_bytes(c.hidden * element_bytes(c.output), bulk_scale_bytes(c), c.topk);

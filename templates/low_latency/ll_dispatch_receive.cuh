@@ -125,7 +125,7 @@ __device__ __forceinline__ bool receive_line(const ll_dispatch_args& args, const
 }
 
 /// Where a warp is in the peers' lines: part `n` of those of source number `r`. What lies before has been taken.
-struct line_walk {
+struct parts_taken {
     i32 r;
     i32 n;
 };
@@ -134,7 +134,7 @@ struct line_walk {
 /// not tell all of them; of a warp, which goes on from there.
 template <scatter_config Config>
 __device__ inline bool receive_lines(const ll_dispatch_args& args, const own_rank_phase& phase,
-                                     const packet_step& shared, bool early, line_walk& walk, i32 step) {
+                                     const packet_step& shared, bool early, parts_taken& walk, i32 step) {
     using packets = row_packets<Config>;
     packet_step at{};
     bool met = early;  // what the plan tells bears its step
@@ -191,7 +191,7 @@ __device__ inline bool receive_lines(const ll_dispatch_args& args, const own_ran
 template <scatter_config Config>
 __device__ inline void receive_part(const ll_dispatch_args& args, const own_rank_phase& phase, packet_step& shared,
                                     i32 block) {
-    line_walk walk{1, block};
+    parts_taken walk{1, block};
 #pragma unroll 1
     for (bool early = args.follows != 0;; early = false) {
         if (early) {

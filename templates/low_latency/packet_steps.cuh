@@ -26,6 +26,24 @@ __device__ __forceinline__ void prefetch_link(const rank_link& link) {
     }
 }
 
+/// By the last block: the step for the kernels that follow, and what they may take for read.
+__device__ __forceinline__ void keep_step(const rank_link& link, lane_area area, u32 step) {
+    auto& lane = link.control->lanes[link.lane];
+    lane.leaving = 0;
+    lane.step = step;
+    lane.area_step[static_cast<i32>(area) + static_cast<i32>(step & 1)] = step + 1;
+}
+
+/// By a warp: tells the peers that the step has begun.
+__device__ __forceinline__ void note_step_everywhere(const rank_link& link, u32 step, lane_op op) {
+#pragma unroll 1
+    for (i32 p = static_cast<i32>(lane_idx()); p < link.num_ranks; p += 32) {
+        if (p != link.me && link.peers[p] != nullptr) {
+            note_step(link, p, step, op);
+        }
+    }
+}
+
 /// Learns the step, by the block's last warp; the others load meanwhile what they need and then meet_step. All loads
 /// are under way at once.
 ///
@@ -57,21 +75,14 @@ __device__ inline void learn_step(const rank_link& link, lane_area area, lane_op
     }
     may_write = __all_sync(full_warp, may_write);
     if (blockIdx.x == 0 && lives) {
-#pragma unroll 1
-        for (i32 p = thread; p < link.num_ranks; p += 32) {
-            if (p != link.me && link.peers[p] != nullptr) {
-                note_step(link, p, step, op);
-            }
-        }
+        note_step_everywhere(link, step, op);
     }
     if (thread == 0) {
         shared.step = step;
         shared.lives = lives ? 1 : 0;
         shared.may_write = may_write ? 1 : 0;
         if (add_relaxed_gpu(&lane.leaving, 1) + 1 == gridDim.x) {
-            lane.leaving = 0;
-            lane.step = step;
-            lane.area_step[static_cast<i32>(area) + static_cast<i32>(step & 1)] = step + 1;
+            keep_step(link, area, step);
         }
     }
 }
@@ -125,22 +136,13 @@ __device__ inline void leave_early_step(const rank_link& link, lane_area area, l
     if (threadIdx.x / 32 != blockDim.x / 32 - 1) {
         return;
     }
-    auto& lane = link.control->lanes[link.lane];
-    const i32 thread = static_cast<i32>(lane_idx());
-    const bool last = thread == 0 && add_relaxed_gpu(&lane.leaving, 1) + 1 == gridDim.x;
+    const bool last = lane_idx() == 0 && add_relaxed_gpu(&link.control->lanes[link.lane].leaving, 1) + 1 == gridDim.x;
     wait_for_kernel_before_alone();
     if (last) {
-        lane.leaving = 0;
-        lane.step = shared.step;
-        lane.area_step[static_cast<i32>(area) + shared.parity()] = shared.step + 1;
+        keep_step(link, area, shared.step);
     }
     if (blockIdx.x == 0) {
-#pragma unroll 1
-        for (i32 p = thread; p < link.num_ranks; p += 32) {
-            if (p != link.me && link.peers[p] != nullptr) {
-                note_step(link, p, shared.step, op);
-            }
-        }
+        note_step_everywhere(link, shared.step, op);
     }
 }
 

@@ -127,18 +127,6 @@ __device__ __forceinline__ void send_packets(u8* first, i64 plane, u32 step,
     }
 }
 
-/// What packets say of rows is read once: kept out of the L1, as ld_streaming_16.
-__device__ __forceinline__ uint2 ld_streaming_8(const void* p) {
-    uint2 v;
-    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
-    return v;
-}
-__device__ __forceinline__ u32 ld_streaming_4(const void* p) {
-    u32 v;
-    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-
 /// Lane `lane`'s row, modulo 32. Called by whole warps: each lane finds its own row once.
 template <class Byte>
 __device__ __forceinline__ Byte* shuffle_row(Byte* row, i32 lane) {

@@ -58,17 +58,22 @@ struct scatter_config {
 /// Warps of a bulk-copy block that move rows, each with stages / movers rows in flight; one more warp fills the rows
 /// that no token has.
 EPJIT_SHARED constexpr i32 scatter_movers(const scatter_config& c) {
-    return c.movers != 0 ? c.movers : c.stages >= 36 ? 4 : c.stages >= 20 ? 2 : 1;
+    return c.movers != 0 ? c.movers : c.stages >= 36 ? 3 : c.stages >= 20 ? 2 : 1;
 }
 
 EPJIT_SHARED constexpr i32 scatter_bulk_threads(const scatter_config& c) {
     return (scatter_movers(c) + 1) * 32;
 }
 
+/// A stage of bulk copies in shared memory: they are a fifth slower from and to addresses that are no multiples of 32.
+EPJIT_SHARED constexpr i32 bulk_stage_bytes(i32 bytes) {
+    return ceil_div(bytes, 32) * 32;
+}
+
 /// Dynamic shared memory of scatter_bulk_kernel: the stages' rows and a barrier for each.
 EPJIT_SHARED constexpr i32 scatter_bulk_shared_bytes(const scatter_config& c) {
     const i32 stages = c.stages / scatter_movers(c) * scatter_movers(c);
-    return stages * (c.hidden * element_bytes(c.output) + 8);
+    return stages * (bulk_stage_bytes(c.hidden * element_bytes(c.output)) + 8);
 }
 
 /// Bytes of a row's scales where bulk copies can take them beside the row, else 0.

@@ -39,6 +39,13 @@ __device__ __forceinline__ float read_weight(const Args& args, i32 token, i32 ra
     return from.weights[row * (by_token ? from.own_weight_columns : args.weight_columns) + column];
 }
 
+/// Finds the lanes that lead a row. Called by whole warps.
+template <class Args>
+__device__ __forceinline__ void find_leaders(const Args& args, token_entries& t) {
+    const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
+    t.leads = t.has_row() && (args.layout != row_layout::flat || lane_idx() == 0 || before != t.entry.rank);
+}
+
 /// Reads a token's entries but for their weights; called by whole warps with a valid token of the list.
 template <scatter_config Config, class Args>
 __device__ __forceinline__ token_entries read_places(const Args& args, i32 token, i32 rank) {
@@ -54,8 +61,7 @@ __device__ __forceinline__ token_entries read_places(const Args& args, i32 token
     if (lane < Config.topk) {
         t.slot = lines ? e.slot : args.entry_slots[static_cast<i64>(token) * Config.topk + lane];
     }
-    const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
-    t.leads = t.has_row() && (args.layout != row_layout::flat || lane == 0 || before != t.entry.rank);
+    find_leaders(args, t);
     return t;
 }
 
@@ -65,6 +71,19 @@ __device__ __forceinline__ token_entries read_entries(const Args& args, i32 toke
     token_entries t = read_places<Config>(args, token, rank);
     t.weight = read_weight<Config>(args, token, rank, t);
     return t;
+}
+
+/// Whether anything travels beside the rows. Called by whole warps.
+template <scatter_config Config, class Args>
+__device__ __forceinline__ bool wants_metadata(const Args& args) {
+    bool wanted = false;
+#pragma unroll 1
+    for (i32 r = static_cast<i32>(lane_idx()); r < Config.num_ranks; r += 32) {
+        const scatter_rank& to = args.ranks[r];
+        wanted = wanted || to.row_source != nullptr || to.row_weights != nullptr || to.local_ids != nullptr ||
+                 to.local_weights != nullptr;
+    }
+    return __any_sync(full_warp, wanted);
 }
 
 /// Writes what travels beside a token's rows. Called by whole warps.

@@ -225,6 +225,51 @@ void graph_job(rank_world& world, const job_settings& settings, job_report& repo
     }
 }
 
+void packet_tags_job(rank_world& world, const job_settings& settings, job_report& report) {
+    // A tag of a byte comes round after 128 steps, of which a layer takes one or more.
+    const std::int64_t gaps = std::min<std::int64_t>(settings.iterations, 132);
+    fixed_run many(world, low_latency_shape, settings.exchange, settings.seed);
+    const problem other = make_fixed(low_latency_shape, world.ranks(), settings.seed + 1);
+    fixed_shape one_token = low_latency_shape;
+    one_token.tokens = 1;
+    const problem little = make_fixed(one_token, world.ranks(), settings.seed + 2);
+    tools::layer few(many.ex, *many.memory, little, fixed_run::options());
+    few.upload();
+    const problem* loaded = &many.job;
+    for (std::int64_t gap = 0; gap < gaps; ++gap) {
+        for (std::int64_t i = 0; i < gap; ++i) {
+            few.make_plan();
+            few.dispatch();
+            few.run_experts();
+            few.combine();
+            if (i % 16 == 15) {
+                many.memory->synchronize();  // ranks that share a GPU share its queue of launches
+            }
+        }
+        // By now the other ranks wait for packets of this one, and look at those of the last time.
+        const auto come_late = [&] {
+            if (gap % world.ranks() == world.rank()) {
+                many.memory->synchronize();
+                std::this_thread::sleep_for(std::chrono::microseconds(100));
+            }
+        };
+        loaded = loaded == &other ? &many.job : &other;
+        many.layer.upload_again(*loaded);
+        many.layer.make_plan();
+        come_late();
+        many.layer.dispatch();
+        many.layer.run_experts();
+        come_late();
+        many.layer.combine();
+        const std::string wrong = compare_with_oracle(*loaded, many.layer.finish());
+        ++report.counts["checked"];
+        if (!wrong.empty()) {
+            report.fail(fmt::format("rank {}, {} layers of few tokens in between: {}", world.rank(), gap, wrong));
+            break;
+        }
+    }
+}
+
 void overflow_job(rank_world& world, const job_settings& settings, job_report& report) {
     fixed_run run(world, mixed_shapes[0], settings.exchange, settings.seed);
     run.once();

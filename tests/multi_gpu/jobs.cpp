@@ -33,6 +33,7 @@ job find_job(const std::string& name) {
         {"stress", stress_job},
         {"create_destroy", create_destroy_job},
         {"graph", graph_job},
+        {"packet_tags", packet_tags_job},
         {"overflow", overflow_job},
         {"hot_path", hot_path_job},
         {"plan_sources", plan_sources_job},

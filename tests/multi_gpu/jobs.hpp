@@ -41,6 +41,8 @@ void stress_job(rank_world& world, const job_settings& settings, job_report& rep
 void create_destroy_job(rank_world& world, const job_settings& settings, job_report& report);
 /// `iterations` replays of captured layers with changing ids and data, between eager calls.
 void graph_job(rank_world& world, const job_settings& settings, job_report& report);
+/// Low-latency layers whose packets lie where others of 1 to `iterations` (132 at most) layers ago have lain.
+void packet_tags_job(rank_world& world, const job_settings& settings, job_report& report);
 /// Rows over the capacity fail on every rank where that was asked for.
 void overflow_job(rank_world& world, const job_settings& settings, job_report& report);
 

@@ -114,6 +114,9 @@ TEST(endurance_suites, pass_on_ranks_that_drive_one_each) {
     const job_report cycles = on_threads(2, create_destroy_job, s);
     EXPECT_THAT(cycles.failures, ElementsAre());
     EXPECT_EQ(cycles.counts.at("cycles"), 20U);
+    const job_report tags = on_threads(2, packet_tags_job, s);
+    EXPECT_THAT(tags.failures, ElementsAre());
+    EXPECT_EQ(tags.counts.at("checked"), 20U);
     const job_report overflow = on_threads(3, overflow_job, s);
     EXPECT_THAT(overflow.failures, ElementsAre());
     EXPECT_EQ(overflow.counts.at("capacity errors"), 3U);

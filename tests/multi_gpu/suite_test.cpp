@@ -193,6 +193,11 @@ TEST_P(real_ranks, graphs_replay_with_changing_data_between_eager_calls) {
     run("graph", 2000);
 }
 
+TEST_P(real_ranks, packets_of_an_earlier_round_of_tags_are_not_taken_for_new_ones) {
+    const job_report report = run("packet_tags", 132);
+    EXPECT_TRUE(report.launches.contains("ll_dispatch_kernel") || GetParam().exchange != exchange_kind::lsa);
+}
+
 TEST_P(real_ranks, memory_is_the_same_after_100_exchanges) {
     run("create_destroy", 100);
 }

@@ -15,7 +15,7 @@ the number of runs that failed.
   bench     decode and exchange, twice, so that the second run can be held against the first
   random    CASES (300) random layers of every exchange, processes and threads, two and four ranks, all at the same time
   memcheck  a few of them over lsa under compute-sanitizer
-  graphs    replays between eager calls
+  graphs    replays between eager calls; packets where earlier ones have lain
   memory    10,000 layers of mixed shapes and 100 exchanges leave memory equal; long prompts
   faults    peers that exit, stop or never come, calls that contradict each other
   one       one GPU: gpu_test, and the suites of lsa between two threads that share it
@@ -94,7 +94,7 @@ part_memcheck() {
 }
 part_graphs() {
     # Four ranks on two GPUs take turns at every step.
-    suite graphs 300 '*real_ranks.graphs*' EPJIT_EXCHANGES=lsa,sendrecv,hybrid
+    suite graphs 300 '*real_ranks.graphs*:*real_ranks.packets*' EPJIT_EXCHANGES=lsa,sendrecv,hybrid
 }
 part_memory() {
     suite memory_lsa 200 '*real_ranks.memory*' EPJIT_EXCHANGES=lsa EPJIT_RANKS=2 EPJIT_GPU_ITERATIONS=10000

@@ -143,6 +143,19 @@ void add_row(bench_report& report, const bench_device& gpu, std::string name, do
     report.rows.push_back(std::move(row));
 }
 
+/// What the options ask for, of rows that are moved.
+route_shape asked_shape(const context& ctx) {
+    const ranks_options options = ranks_options_of(ctx);
+    route_shape s;
+    if (options.model) {
+        s.hidden = options.model->hidden;
+        s.topk = options.model->topk;
+        s.experts = options.model->experts;
+    }
+    s.tokens = options.tokens.value_or(s.tokens);
+    return s;
+}
+
 void bench_plan(bench_device& gpu, bench_report& report, std::int32_t tokens, id_type type) {
     constexpr int sets = 4;
     route_shape s;
@@ -206,9 +219,8 @@ void bench_host_side(const context& ctx, bench_report& report) {
     add_host_rows(machine, bench_shape{}, exchange_kind::loopback, report);
 }
 
-void bench_rows(bench_device& gpu, bench_report& report) {
+void bench_rows(const route_shape& s, bench_device& gpu, bench_report& report) {
     constexpr int sets = 3;
-    const route_shape s;
     exchange ex(gpu.comm, s.config());
     ex.prepare();
     const std::int64_t rows = std::int64_t{s.tokens} * s.topk;
@@ -258,7 +270,7 @@ void route_suite(const context& ctx, bench_report& report) {
     const double copy_us = gpu.median_us(
         [&](int) { host::copy_on_device(gpu.context, gpu.to.data(), gpu.from.data(), copy_bytes, gpu.stream.get()); });
     report.rates["copy_read_write_gb_per_s"] = 2.0 * static_cast<double>(copy_bytes) / copy_us * 1e-3;
-    bench_rows(gpu, report);
+    bench_rows(asked_shape(ctx), gpu, report);
     for (const std::int32_t tokens : {4096, 65'536}) {
         bench_plan(gpu, report, tokens, id_type::i64);
         bench_plan(gpu, report, tokens, id_type::i32);

@@ -112,8 +112,8 @@ constexpr std::array<option_info, 21> explain_options{{
 constexpr std::array<option_info, 10> bench_options{{
     {"--suite", "jit|route|exchange|decode|all", "what to measure, several as exchange,decode (all)"},
     {"--exchange", "auto|lsa|sendrecv|dense|hybrid", "exchange, decode: only this one (auto: lsa, sendrecv, dense)"},
-    {"--model", "NAME", "exchange, decode: only this model's shape, see `epjit models`"},
-    {"--tokens", "T", "exchange, decode: only this number of tokens on each rank"},
+    {"--model", "NAME", "exchange, decode, rows of route: only this model's shape, see `epjit models`"},
+    {"--tokens", "T", "exchange, decode, rows of route: only this number of tokens on each rank"},
     {"--ranks", "N", "exchange, decode: GPUs to use (all)"},
     {"--sms", "N", "exchange, decode: bound on the SMs of a call (0: automatic)"},
     {"--plan-source", "auto|counts|gathered", "exchange, decode: where plans come from (auto)"},
