@@ -22,6 +22,7 @@ struct link_rates {
     double expand_gbps_per_sm = 100;  ///< the same, one SM
     double flag_us = 2.7;             ///< a flag to a peer and back
     double launch_us = 2.5;
+    double packet_us = 4;      ///< a kernel of packets behind another, without the time of their bytes
     double stage_us = 2;       ///< from a row's arrival in staging to its copies, at the end of a kernel (assumed)
     double network_gbps = 50;  ///< between hosts, for each GPU: a 400 Gb/s link (assumed)
     double network_us = 10;    ///< the first byte between hosts through NCCL, beyond NVLink's (assumed)
@@ -31,6 +32,7 @@ struct link_rates {
 /// How often a token's row leaves its rank.
 enum class crossing : std::uint8_t {
     once_per_rank,  ///< to each rank that holds one of its experts; the rank copies it to its slots
+    as_packets,     ///< the same of few tokens on lsa, in packets that announce themselves
     once_per_slot,  ///< to each of its experts, straight to its place; not on flat
     once_per_host,  ///< between hosts to each host that holds one of its experts, then once per rank inside
     to_every_rank,  ///< all rows everywhere
@@ -47,6 +49,7 @@ struct workload {
     epjit::mode mode = mode::exact;
     std::int32_t num_sms = 0;          ///< 0: as many as help
     std::int32_t staged_launches = 1;  ///< lsa: that a call takes whose rows are staged on their way
+    bool low_latency = false;          ///< lsa: tokens go as packets
 };
 
 /// Bytes that one GPU moves in one operation.
@@ -71,15 +74,16 @@ double expected_distinct(double values, double draws) noexcept;
 /// Microseconds of a grouped ncclSend/ncclRecv of `bytes` each way between two GPUs: measured points, joined by lines.
 double nccl_us(double bytes) noexcept;
 
-/// Of lsa (once_per_rank or once_per_slot; one host), sendrecv (the same), dense (to_every_rank) or hybrid
-/// (once_per_host). Other pairs and a workload without ranks give zeros.
+/// Of lsa (once_per_rank, as_packets or once_per_slot; one host), sendrecv (the first and the last), dense
+/// (to_every_rank) or hybrid (once_per_host). Other pairs and a workload without ranks give zeros.
 prediction predict(exchange_kind exchange, crossing rows_cross, const workload& work, const link_rates& rates);
 
 /// A dispatch of lsa into outputs that every rank lends. `direct`: to every place of a row, straight; else once per
 /// rank, staged there and expanded, on flat too. Zeros for several hosts and without ranks.
 traffic predict_window_dispatch(bool direct, const workload& work, const link_rates& rates) noexcept;
 
-/// Every pair that could carry `work`: lsa only on one host, hybrid only between several.
+/// Every pair that could carry `work`: lsa only on one host, hybrid only between several, packets where it asks for
+/// them.
 std::vector<prediction> predict_all(const workload& work, const link_rates& rates);
 
 /// What no implementation beats for this dispatch or combine on one host: the bytes that must cross NVLink at the copy

@@ -101,5 +101,7 @@ std::unique_ptr<backend> make_loopback_backend(communicator_state& comm, const r
 std::int64_t lsa_window_bytes(const resolved_config& config);
 /// Launches of its whole calls with up to `tokens` tokens a rank, where rows are staged on their way.
 std::int32_t lsa_launches(const resolved_config& config, std::int32_t tokens);
+/// Where its plans of dense ids come from that are bounded by max_tokens_per_rank; `wanted` decides unless automatic.
+plan_source lsa_plan_source(const resolved_config& config, plan_source wanted);
 
 }  // namespace epjit::host

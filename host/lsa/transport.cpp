@@ -3,6 +3,7 @@
 // the words of every lane, then each lane's messages, lines and areas, a region for every source rank in each.
 #include "host/lsa/steps.hpp"
 #include "host/ranks/backend.hpp"
+#include "host/ranks/plan.hpp"
 
 #include <algorithm>
 #include <array>
@@ -160,6 +161,17 @@ std::int64_t lsa_window_bytes(const resolved_config& config) {
 
 std::int32_t lsa_launches(const resolved_config& config, std::int32_t tokens) {
     return shape_travel(config).launches(tokens);
+}
+
+plan_source lsa_plan_source(const resolved_config& config, plan_source wanted) {
+    const exchange_config& c = config.config;
+    templates::plan_config shape{};
+    shape.num_experts = c.num_experts;
+    shape.num_slots = config.placement.num_slots;
+    shape.num_ranks = config.num_ranks;
+    shape.topk = c.topk;
+    const exchange_path path = choose_path(c.ll_max_tokens_per_rank, c.max_tokens_per_rank, 0);
+    return is_gathered(wanted, true, path, shape, c.max_tokens_per_rank) ? plan_source::gathered : plan_source::counts;
 }
 
 std::unique_ptr<transport> make_lsa_transport(communicator_state& comm, const resolved_config& config,

@@ -64,6 +64,46 @@ TEST(cost_model, times_measured_between_two_gpus) {
     EXPECT_GT(nccl_us(1e9), nccl_us(58.7e6));
 }
 
+TEST(cost_model, packets_measured_between_two_gpus) {
+    // docs/performance.md: kernels of few tokens alone, one behind another.
+    struct measured {
+        std::int64_t tokens;
+        layout rows;
+        double dispatch_us, combine_us;
+    };
+    for (const measured& m : {measured{8, layout::flat, 4.0, 4.4}, measured{8, layout::masked, 4.0, 4.7},
+                              measured{128, layout::masked, 10.8, 11.4}}) {
+        workload w = measured_job();
+        w.tokens = m.tokens;
+        w.rows = m.rows;
+        const prediction p = predict(exchange_kind::lsa, crossing::as_packets, w, rates);
+        EXPECT_TRUE(within(p.dispatch.us, m.dispatch_us, 15)) << m.tokens;
+        EXPECT_TRUE(within(p.combine.us, m.combine_us, 15)) << m.tokens;
+    }
+    // 2.0 MB leave a rank in the dispatch of 128 tokens, 2.1 in the combine.
+    workload w = measured_job();
+    w.tokens = 128;
+    const prediction p = predict(exchange_kind::lsa, crossing::as_packets, w, rates);
+    EXPECT_TRUE(within(p.dispatch.nvlink_bytes, 2.0e6, 3));
+    EXPECT_TRUE(within(p.combine.nvlink_bytes, 2.1e6, 3));
+}
+
+TEST(cost_model, packets_are_offered_where_they_are_asked_for) {
+    const auto packets = [](const workload& w) {
+        const std::vector<prediction> all = predict_all(w, rates);
+        return std::count_if(all.begin(), all.end(),
+                             [](const prediction& p) { return p.crossing == crossing::as_packets; });
+    };
+    workload w = measured_job(8);
+    EXPECT_EQ(packets(w), 0);
+    w.low_latency = true;
+    EXPECT_EQ(packets(w), 1);
+    w.hosts = 2;
+    EXPECT_EQ(packets(w), 0) << "windows do not reach another host";
+    EXPECT_EQ(predict(exchange_kind::lsa, crossing::as_packets, w, rates).us(), 0);
+    EXPECT_EQ(predict(exchange_kind::sendrecv, crossing::as_packets, w, rates).us(), 0);
+}
+
 TEST(cost_model, a_budget_of_sms_bounds_both_links) {
     workload flat = measured_job();
     flat.rows = layout::flat;

@@ -188,6 +188,22 @@ class Explain(CommandTest):
         self.assertIn("into lent outputs rows go straight",
                       self.epjit("explain", "--ranks", "2", "--arch", "sm_90a", "--layout", "flat").out)
 
+    def test_few_tokens_as_packets_are_explained(self):
+        def explain(*options):
+            return self.epjit("explain", "--json", "--keys", "--arch", "sm_90a", "--model", "deepseek-v3", "--exchange", "lsa",
+                              *options).json
+
+        plain, packets = explain("--ranks", "2", "--tokens", "64"), explain("--ranks", "2", "--tokens", "64", "--low-latency")
+        ways = [[p["rows_cross"] for p in v["predictions"] if p["exchange"] == "lsa"] for v in (plain, packets)]
+        self.assertEqual(ways, [["once per rank", "once per slot"],
+                                ["once per rank, as packets", "once per rank", "once per slot"]])
+        self.assertEqual((plain["plan_source"], packets["plan_source"]), ("counts", "gathered"))
+        self.assertEqual(len(packets["keys"]), len(plain["keys"]) + 2, "a dispatch and a combine of their own")
+        room = 2 * 64 * 7168 * 2 * 2  # of two ranks, both parities of a dispatch alone
+        self.assertGreater(packets["workspace_bytes"], plain["workspace_bytes"] + room)
+        many = explain("--ranks", "64", "--tokens", "128", "--low-latency")
+        self.assertEqual(many["plan_source"], "counts", "one block cannot hold all ids")
+
     def test_the_larger_set_covers_every_dtype(self):
         self.assertEqual(self.warm("--set", "all").status, 0)
         stored = self.keys_in_cache()
@@ -205,6 +221,11 @@ class Explain(CommandTest):
 
 
 class Run(CommandTest):
+    def test_a_run_of_few_tokens_is_checked(self):
+        result = self.epjit("run", "--json", "--exchange", "host", "--ranks", "3", "--tokens", "9", "--check", "--low-latency",
+                            "--model", "mixtral-8x7b")
+        self.assertEqual((result.status, result.json["mismatched_rows"]), (0, 0), result.err)
+
     def test_a_run_into_lent_outputs_is_checked(self):
         for layout in ("expert_major", "flat", "masked"):
             result = self.epjit("run", "--json", "--exchange", "host", "--ranks", "3", "--tokens", "9", "--check", "--window",

@@ -32,6 +32,7 @@ constexpr option_info seed{"--seed", "N", "of routing and data (1)"};
 constexpr option_info iterations{"--iters", "N", "repeat without a synchronisation between (1)"};
 constexpr option_info graph{"--graph", "", "capture the calls in a CUDA graph and replay it"};
 constexpr option_info window{"--window", "", "dispatch into outputs that the exchange lends"};
+constexpr option_info low_latency{"--low-latency", "", "lsa: few tokens, sent as packets (ll_max_tokens_per_rank)"};
 
 constexpr std::array<option_info, 8> warm_options{{
     model,
@@ -64,7 +65,7 @@ constexpr std::array<option_info, 5> inspect_options{{
     {"--log", "", "the compiler's log"},
 }};
 
-constexpr std::array<option_info, 18> run_options{{
+constexpr std::array<option_info, 19> run_options{{
     exchange,
     model,
     config,
@@ -81,11 +82,12 @@ constexpr std::array<option_info, 18> run_options{{
     iterations,
     graph,
     window,
+    low_latency,
     {"--check", "", "compare every row with the reference"},
     {"--dump", "DIR", "write inputs, dispatched rows and results as .npy files"},
 }};
 
-constexpr std::array<option_info, 21> explain_options{{
+constexpr std::array<option_info, 22> explain_options{{
     exchange,
     model,
     config,
@@ -102,6 +104,7 @@ constexpr std::array<option_info, 21> explain_options{{
     iterations,
     graph,
     window,
+    low_latency,
     {"--arch", "SM", "the GPUs to explain for (this machine's, else sm_90a)"},
     {"--keys", "", "list the keys that the run would load"},
     {"--profile", "FILE", "a tuning profile (EPJIT_PROFILE)"},

@@ -93,6 +93,7 @@ exchange_config config_of(const run_options& run) {
     c.scales = request.scales;
     c.combine_type = request.combine;
     c.max_tokens_per_rank = run.tokens.value_or(default_tokens);
+    c.ll_max_tokens_per_rank = run.low_latency ? c.max_tokens_per_rank : 0;
     return c;
 }
 
@@ -102,6 +103,7 @@ host::workload workload_of(const run_options& run, std::int32_t hosts) {
     work.hosts = hosts;
     work.rows = run.layout;
     work.mode = run.mode;
+    work.low_latency = run.low_latency;
     return work;
 }
 
@@ -167,15 +169,6 @@ nlohmann::ordered_json predictions_json(const std::vector<host::prediction>& pre
     return list;
 }
 
-/// What the ranks of the run tell each other for a plan, "none" where all routing is at hand. Where `run` may choose it
-/// takes counts: it sets no ll_max_tokens_per_rank, up to which lsa plans are gathered.
-std::string_view source_text(const subject& s, exchange_kind exchange) {
-    if (!through_nccl(exchange)) {
-        return "none";
-    }
-    return name(s.run.source == plan_source::automatic ? plan_source::counts : s.run.source);
-}
-
 std::string predictions_text(const subject& s, const std::vector<host::prediction>& predictions) {
     const host::workload& w = s.question.largest;
     table rows({{"exchange"},
@@ -229,16 +222,21 @@ struct workspace {
     std::int32_t launches = 1;       ///< of a staged call
 };
 
-/// Empty but for lsa.
-std::optional<workspace> workspace_of(const subject& s, exchange_kind exchange) {
-    if (exchange != exchange_kind::lsa) {
-        return std::nullopt;
-    }
+host::resolved_config resolved_of(const subject& s) {
     host::resolved_config resolved;
     resolved.config = s.config;
     resolved.config.staging_bytes = s.run.staging_bytes;
     resolved.num_ranks = s.run.ranks;
     resolved.placement = host::resolve(s.config.placement, s.config.num_experts, s.run.ranks);
+    return resolved;
+}
+
+/// Empty but for lsa.
+std::optional<workspace> workspace_of(const subject& s, exchange_kind exchange) {
+    if (exchange != exchange_kind::lsa) {
+        return std::nullopt;
+    }
+    host::resolved_config resolved = resolved_of(s);
     workspace w;
     if (s.run.window) {
         plan_options plan;
@@ -256,6 +254,17 @@ std::optional<workspace> workspace_of(const subject& s, exchange_kind exchange) 
     resolved.config.halves = true;
     w.halves_bytes = static_cast<std::uint64_t>(host::lsa_window_bytes(resolved));
     return w;
+}
+
+/// What the ranks of the run tell each other for a plan, "none" where all routing is at hand.
+std::string_view source_text(const subject& s, exchange_kind exchange) {
+    if (!through_nccl(exchange)) {
+        return "none";
+    }
+    if (exchange == exchange_kind::lsa) {
+        return name(host::lsa_plan_source(resolved_of(s), s.run.source));
+    }
+    return name(s.run.source == plan_source::automatic ? plan_source::counts : s.run.source);
 }
 
 /// Of a dispatch into lent outputs; empty but for lsa.

@@ -61,6 +61,7 @@ run_options shape_options(const context& ctx) {
                               o.exchange == exchange_kind::hybrid ? reduction::per_host : reduction::per_rank);
     o.graph = call.has("--graph");
     o.window = call.has("--window");
+    o.low_latency = call.has("--low-latency");
     // Only calls that read nothing back can be captured.
     o.mode = enum_option(call, "--mode", o.graph ? mode::fixed : mode::exact);
     o.source = enum_option(call, "--plan-source", plan_source::automatic);
@@ -89,6 +90,7 @@ jit::run_request request_of(const run_options& run, jit::target_arch arch) {
                                                           : run.model.fp8_scales;
     r.combine = r.input;
     r.windows = run.window;
+    r.low_latency = run.low_latency;
     return r;
 }
 

@@ -229,6 +229,7 @@ run_result run_driven(communicator& comm, exchange_kind kind, const problem& p, 
     exchange_config config = config_of(p, kind);
     config.window_rows = options.window ? window_rows_for(p) : 0;
     config.staging_bytes = options.staging_bytes;
+    config.ll_max_tokens_per_rank = options.low_latency ? config.max_tokens_per_rank : 0;
     exchange ex(comm, config);
     ex.prepare();
     const std::unique_ptr<memory_space> memory = make_memory_space(comm);

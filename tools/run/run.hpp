@@ -32,6 +32,7 @@ struct run_options {
     std::int32_t iters = 1;
     bool graph = false;                         ///< capture plan, dispatch and combine, replay them; static mode
     bool window = false;                        ///< dispatch into outputs that the exchange lends
+    bool low_latency = false;                   ///< ll_max_tokens_per_rank is the most tokens of a rank
     bool check = false;                         ///< compare with the reference
     std::string dump_dir;                       ///< empty: no dump; created when missing
     const std::atomic<bool>* cancel = nullptr;  ///< set by Ctrl-C; polled between steps
