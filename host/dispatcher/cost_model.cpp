@@ -151,12 +151,12 @@ prediction predict_dense(const letters& l, const workload& w, const link_rates& 
     return out;
 }
 
-/// Once to each host over the network, then as lsa inside each host. The stages are added: an upper estimate, since
-/// rows that stay in the host need not wait for the network.
+/// Once to each host over the network, wanted there or not, then as lsa inside each host. The stages are added: an
+/// upper estimate, since rows that stay in the host need not wait for the network.
 prediction predict_hybrid(const letters& l, const workload& w, const link_rates& rates) {
     prediction out{exchange_kind::hybrid, crossing::once_per_host, {}, {}};
     const double wanted = (l.M - 1) * l.q;
-    const double far = w.mode == mode::fixed ? l.M - 1 : wanted;
+    const double far = l.M - 1;
     const double near = l.M * (l.G - 1) * l.p;
     const double arriving = l.R * l.p;
     const auto fill = [&](traffic& t, double row_bytes, double packed, double inside) {
@@ -170,8 +170,9 @@ prediction predict_hybrid(const letters& l, const workload& w, const link_rates&
                std::max(store_us(t.nvlink_bytes, w, rates), local_us(inside * row, w, rates));
     };
     const bool flat = w.rows == layout::flat;
-    fill(out.dispatch, w.dispatch_row_bytes, 1 + wanted, 1 + wanted + (flat ? 0 : near + arriving) + l.final_rows);
-    fill(out.combine, w.combine_row_bytes, wanted + 1 + (wanted + 1), l.final_rows + near + arriving + wanted);
+    // Staged once for all hosts; whatever arrives is read to be passed on. A host's sum is written for every token.
+    fill(out.dispatch, w.dispatch_row_bytes, 2, 1 + far + (flat ? 0 : near + arriving) + l.final_rows);
+    fill(out.combine, w.combine_row_bytes, far + 1 + (wanted + 1), l.final_rows + near + arriving + 1);
     return out;
 }
 

@@ -128,8 +128,10 @@ class decision {
         return std::nullopt;
     }
 
-    [[nodiscard]] prediction predicted(exchange_kind kind) const {
+    [[nodiscard]] prediction predicted(exchange_kind kind) const { return predicted(kind, q_.largest.mode); }
+    [[nodiscard]] prediction predicted(exchange_kind kind, mode m) const {
         workload work = q_.largest;
+        work.mode = m;
         work.ranks = q_.facts.num_ranks;
         work.hosts = kind == exchange_kind::lsa && q_.facts.one_domain ? 1 : hosts_.hosts;
         if (work.dispatch_row_bytes <= 0 || work.combine_row_bytes <= 0) {
@@ -280,8 +282,15 @@ class decision {
         if (other <= 0 || taken <= 0) {
             return fmt::format("{} is preferred", name(chosen));
         }
-        return fmt::format("predicted {:.0f} us, {} {:.0f} us{}", other, name(chosen), taken,
-                           taken <= other ? "" : " and preferred, since a prediction is rough");
+        std::string why;
+        if (taken > other && kind == exchange_kind::sendrecv && chosen == exchange_kind::hybrid) {
+            // Every token goes to every host, but fixed slots of every rank cost more: plans of both modes come.
+            why = fmt::format(" and preferred for static mode: {:.0f} and {:.0f} us", predicted(kind, mode::fixed).us(),
+                              predicted(chosen, mode::fixed).us());
+        } else if (taken > other) {
+            why = " and preferred, since a prediction is rough";
+        }
+        return fmt::format("predicted {:.0f} us, {} {:.0f} us{}", other, name(chosen), taken, why);
     }
 
     const exchange_question& q_;

@@ -161,11 +161,27 @@ TEST(cost_model, hybrid_crosses_the_network_once_per_host) {
     const prediction hybrid = predict(exchange_kind::hybrid, crossing::once_per_host, w, rates);
     const prediction sendrecv = predict(exchange_kind::sendrecv, crossing::once_per_rank, w, rates);
     // One other host, wanted by all tokens but one in 256; eight other-host ranks, each wanted with 1 - (15/16)^8.
-    EXPECT_TRUE(within(hybrid.dispatch.network_bytes, 58.7e6 * 255 / 256, 0.1));
+    EXPECT_TRUE(within(hybrid.dispatch.network_bytes, 58.7e6, 0.1));
+    EXPECT_TRUE(within(hybrid.dispatch.wasted_bytes, 58.7e6 / 256, 0.1));
     EXPECT_TRUE(within(sendrecv.dispatch.network_bytes, 58.7e6 * 8 * 0.40327, 0.1));
     EXPECT_LT(hybrid.us(), sendrecv.us());
     // What stays inside hosts: the tokens of each of 2 ranks that share a place, to 7 others.
     EXPECT_TRUE(within(hybrid.dispatch.nvlink_bytes, 58.7e6 * 14 * 0.40327, 0.1));
+}
+
+TEST(cost_model, hybrid_sends_every_token_to_every_host) {
+    const auto network = [](exchange_kind kind, crossing c, std::int32_t hosts, mode m) {
+        workload w = measured_job(8 * hosts, hosts);
+        w.mode = m;
+        return predict(kind, c, w, rates).dispatch.network_bytes;
+    };
+    for (const std::int32_t hosts : {2, 8, 256}) {
+        for (const mode m : {mode::exact, mode::fixed}) {
+            EXPECT_TRUE(
+                within(network(exchange_kind::hybrid, crossing::once_per_host, hosts, m), (hosts - 1) * 58.7e6, 0.1));
+        }
+    }
+    EXPECT_LT(network(exchange_kind::sendrecv, crossing::once_per_rank, 256, mode::exact), 8 * 58.7e6);
 }
 
 TEST(cost_model, fixed_slots_waste_what_no_row_fills) {

@@ -128,6 +128,9 @@ TEST(dispatcher, reasons_name_what_was_missing) {
     EXPECT_THAT(against(choose_exchange(q), exchange_kind::sendrecv), HasSubstr("hybrid is preferred"));
     const exchange_choice known = choose_exchange(with_model(q, 4096));
     EXPECT_THAT(against(known, exchange_kind::sendrecv), AllOf(HasSubstr("predicted"), HasSubstr("hybrid")));
+    const exchange_choice many = choose_exchange(with_model(real_ranks(std::vector<std::int32_t>(64, 8)), 4096));
+    EXPECT_EQ(many.exchange, exchange_kind::hybrid);
+    EXPECT_THAT(against(many, exchange_kind::sendrecv), HasSubstr("preferred for static mode: "));
 }
 
 TEST(dispatcher, an_nccl_without_windows_is_named_in_the_fallback) {
