@@ -63,8 +63,7 @@ std::int32_t row_threads(std::int64_t row_bytes, std::int32_t most) {
 
 /// Rows in flight of the bulk-copy kernel, `stage_bytes` of shared memory each, 0 where it cannot exist: bulk copies
 /// come with sm_90, move multiples of 16 bytes and cannot convert. Two rows at least must fit, or nothing overlaps.
-/// Short rows want more of them: on an H200 48 rows of 4 KiB in flight took 45 us where 14 took 51
-/// (docs/measurements.md).
+/// Short rows want more of them.
 std::int32_t bulk_stages(target_arch arch, std::int64_t row_bytes, bool converts, std::int64_t stage_bytes,
                          std::int64_t beside = 0) {
     // Shared memory of a block: 227 KB on sm_90, sm_100, sm_103 and sm_110, 99 KB on sm_120 and sm_121, a little of it
