@@ -7,10 +7,11 @@ set -uo pipefail
 
 usage() {
     cat <<'END'
-usage: verify.sh [-o FOLDER] [-c CASES] [PART...]
+usage: verify.sh [-j] [-o FOLDER] [-c CASES] [PART...]
 
 Runs the parts, all of them where none is named, and writes what each says into FOLDER (verified). The exit status is
-the number of runs that failed.
+the number of runs that failed. With -j the parts run at the same time, but for bench and memory, which come first and
+have the GPUs to themselves.
 
   bench     decode and exchange, twice, so that the second run can be held against the first
   random    CASES (300) random layers of every exchange, processes and threads, two and four ranks, all at the same time
@@ -28,8 +29,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 command=$(command -v "$here/../bin/epjit" || command -v "$here/../epjit" || command -v epjit)
 folder=verified
 cases=300
-while getopts "o:c:h" option; do
+together=
+while getopts "jo:c:h" option; do
     case $option in
+        j) together=yes ;;
         o) folder=$OPTARG ;;
         c) cases=$OPTARG ;;
         h) usage && exit 0 ;;
@@ -111,11 +114,22 @@ part_one() {
     suite one_gpu 300 '*real_ranks*lsa_2_threads:-*long*' EPJIT_ONE_GPU=1 EPJIT_GPU_ITERATIONS=600
 }
 
-: >"$folder/list.txt"
 for part in "${parts[@]}"; do
     declare -F "part_$part" >/dev/null || { usage >&2 && exit 2; }
-    "part_$part"
 done
+: >"$folder/list.txt"
+others=()
+for part in "${parts[@]}"; do
+    case $together$part in
+        yesbench | yesmemory) "part_$part" ;;
+        yes*) others+=("$part") ;;
+        *) "part_$part" ;;
+    esac
+done
+for part in "${others[@]}"; do
+    "part_$part" &
+done
+wait
 failed=$(grep -vc ' ok$' "$folder/list.txt")
 echo "$failed of $(wc -l <"$folder/list.txt") runs failed; what they said is in $folder"
 exit "$failed"
