@@ -95,13 +95,13 @@ prediction predict_lsa(const letters& l, crossing c, const workload& w, const li
 prediction predict_packets(const letters& l, const workload& w, const link_rates& rates) {
     prediction out{exchange_kind::lsa, crossing::as_packets, {}, {}};
     const leaving rows = leaving_of(l, crossing::as_packets);
-    const auto fill = [&](traffic& t, double row_bytes, double packed, double local) {
+    const auto fill = [&](traffic& t, double row_bytes, double packed) {
         t.nvlink_bytes = rows.all() * l.T * row_bytes * packed;
-        t.local_bytes = (local + 2 * rows.all() * packed) * l.T * row_bytes;
+        t.local_bytes = (1 + l.final_rows + 2 * rows.all() * packed) * l.T * row_bytes;
         t.us = rates.packet_us + std::max(store_us(t.nvlink_bytes, w, rates), local_us(t.local_bytes, w, rates));
     };
-    fill(out.dispatch, w.dispatch_row_bytes, 16.0 / 15, 1 + l.final_rows);
-    fill(out.combine, w.combine_row_bytes, 8.0 / 7, l.final_rows + 1);
+    fill(out.dispatch, w.dispatch_row_bytes, 16.0 / 15);
+    fill(out.combine, w.combine_row_bytes, 8.0 / 7);
     return out;
 }
 

@@ -97,7 +97,7 @@ __device__ __forceinline__ token_entries entries_of(const ll_dispatch_args& args
         t.entry = {line.entry.row, static_cast<u16>(args.link.me), 0};
         t.slot = line.entry.slot;
     }
-    mark_leaders<Config>(args, t);
+    find_leaders(args, t);
     return t;
 }
 

@@ -46,12 +46,6 @@ __device__ __forceinline__ void store_unit(const ll_dispatch_args& args, const t
     }
 }
 
-template <scatter_config Config>
-__device__ __forceinline__ void mark_leaders(const ll_dispatch_args& args, token_entries& t) {
-    const u32 before = __shfl_up_sync(full_warp, static_cast<u32>(t.entry.rank), 1);
-    t.leads = t.has_row() && (args.layout != row_layout::flat || lane_idx() == 0 || before != t.entry.rank);
-}
-
 /// Bytes 4*word to 4*word+3 of a row's scales; of an e8m0 row the last word may be short.
 template <scatter_config Config>
 __device__ __forceinline__ u32 load_scale_word(const u8* scales, i32 word) {

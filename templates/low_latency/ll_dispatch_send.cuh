@@ -150,7 +150,7 @@ __device__ inline bool send_tokens(const ll_dispatch_args& args, const own_rank_
                                                       (lane == 0 || previous != t.entry.rank));
         token_entries here = t;
         here.entry.row = pass.places && t.entry.rank == me ? t.entry.row : -1;
-        mark_leaders<Config>(args, here);
+        find_leaders(args, here);
         if (beside) {
             if (part == 0) {
                 if (weights_lie_so) {

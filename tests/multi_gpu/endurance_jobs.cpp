@@ -43,6 +43,13 @@ exchange_config config_of(const problem& job, const fixed_shape& s, exchange_kin
     return config;
 }
 
+void run_layer(tools::layer& l) {
+    l.make_plan();
+    l.dispatch();
+    l.run_experts();
+    l.combine();
+}
+
 /// An exchange with a layer on it that is run again and again.
 struct fixed_run {
     fixed_run(rank_world& world, const fixed_shape& s, exchange_kind kind, std::uint64_t seed)
@@ -64,12 +71,7 @@ struct fixed_run {
         o.weights_dispatched = true;
         return o;
     }
-    void once() {
-        layer.make_plan();
-        layer.dispatch();
-        layer.run_experts();
-        layer.combine();
-    }
+    void once() { run_layer(layer); }
 
     problem job;
     exchange ex;
@@ -200,10 +202,7 @@ void graph_job(rank_world& world, const job_settings& settings, job_report& repo
             ++report.counts["replays"];
             const bool with_eager = random() % 5 == 0;
             if (with_eager) {
-                shared.make_plan();
-                shared.dispatch();
-                shared.run_experts();
-                shared.combine();
+                run_layer(shared);
                 rank.dawdle();
                 eager.once();
                 ++report.counts["eager"];
@@ -238,10 +237,7 @@ void packet_tags_job(rank_world& world, const job_settings& settings, job_report
     const problem* loaded = &many.job;
     for (std::int64_t gap = 0; gap < gaps; ++gap) {
         for (std::int64_t i = 0; i < gap; ++i) {
-            few.make_plan();
-            few.dispatch();
-            few.run_experts();
-            few.combine();
+            run_layer(few);
             if (i % 16 == 15) {
                 many.memory->synchronize();  // ranks that share a GPU share its queue of launches
             }
@@ -284,10 +280,7 @@ void overflow_job(rank_world& world, const job_settings& settings, job_report& r
     l.upload();
     try {
         for (int i = 0; i < 2; ++i) {
-            l.make_plan();
-            l.dispatch();
-            l.run_experts();
-            l.combine();
+            run_layer(l);
             run.memory->synchronize();
         }
         report.fail(fmt::format("rank {}: rows over the capacity of another rank were not reported", world.rank()));

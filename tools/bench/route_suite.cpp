@@ -146,14 +146,8 @@ void add_row(bench_report& report, const bench_device& gpu, std::string name, do
 /// What the options ask for, of rows that are moved.
 route_shape asked_shape(const context& ctx) {
     const ranks_options options = ranks_options_of(ctx);
-    route_shape s;
-    if (options.model) {
-        s.hidden = options.model->hidden;
-        s.topk = options.model->topk;
-        s.experts = options.model->experts;
-    }
-    s.tokens = options.tokens.value_or(s.tokens);
-    return s;
+    const bench_shape s = options.model.value_or(bench_shape{});
+    return {options.tokens.value_or(s.tokens), s.hidden, s.topk, s.experts};
 }
 
 void bench_plan(bench_device& gpu, bench_report& report, std::int32_t tokens, id_type type) {
